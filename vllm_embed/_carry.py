@@ -1,0 +1,232 @@
+"""What becomes of one part: attempts with pauses, halves when it is too large, single texts when one is refused."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from tenacity import RetryCallState, Retrying, retry_if_exception
+
+from vllm_embed import _wire
+from vllm_embed._server import Failed
+from vllm_embed.errors import (
+    BadReplyError,
+    ClosedError,
+    InvalidInputError,
+    ServerStatusError,
+    ServerTimeoutError,
+    ServerUnreachableError,
+    VLLMEmbedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from vllm_embed._dispatch import Counters, Limits
+    from vllm_embed._job import Part
+    from vllm_embed._server import Server
+    from vllm_embed._wire import Reply
+    from vllm_embed.settings import Settings
+
+__all__ = ["Carrier"]
+
+_log = logging.getLogger("vllm_embed")
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_PROBE = "a"
+"""A text that any embedding model takes: refused, the request is at fault and not a text."""
+
+
+class _TooLarge(Exception):  # noqa: N818 - never leaves this file
+    """The server has no room for so many texts (503), or for so many bytes (413), at once."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Carrier:
+    """Carries parts to the server, from any thread, and settles every text of them.
+
+    Args:
+        server: where to.
+        settings: `max_retries` and `retry_deadline`.
+        limits: lowered to what passed when a request turns out too large.
+        counters: counted up.
+        pause: sleeps that many seconds, or less when the predicate turns true.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        settings: Settings,
+        limits: Limits,
+        counters: Counters,
+        pause: Callable[[float, Callable[[], bool]], None],
+    ) -> None:
+        self._server = server
+        self._attempts = settings.max_retries + 1
+        self._deadline_s = settings.retry_deadline
+        self._limits = limits
+        self._counters = counters
+        self._pause = pause
+        self._proven: list[Mapping[str, Any]] = []
+
+    def carry(self, part: Part) -> None:
+        """Settle every text: a vector, a refusal, or the job's error. Raises only what is not an Exception."""
+        todo = [part]
+        too_large: int | None = None
+        passed: list[Part] = []
+        while todo:
+            part = todo.pop().live()
+            if not part.segments:
+                continue
+            try:
+                reply = self._persist(part)
+            except _TooLarge as exc:
+                too_large = exc.status
+                todo.extend(reversed(part.halves(by_length=False)))
+            except VLLMEmbedError as exc:
+                if isinstance(exc, BadReplyError) and exc.vectors is not None:
+                    part.deliver_finite(exc)
+                elif not isinstance(exc, InvalidInputError):
+                    part.fail(exc)
+                elif not _wire.blames_text(exc) and (culprit := self._probe(part, exc)) is not None:
+                    part.fail(culprit)
+                elif len(part) > 1:
+                    todo.extend(part.halves(by_length=True))
+                else:
+                    part.refuse(exc)
+            except Exception as exc:  # noqa: BLE001 - a defect of ours must not leave a caller waiting
+                part.fail(exc)
+            else:
+                if part.fields not in self._proven:
+                    self._proven.append(part.fields)
+                passed.append(part)
+                part.deliver(reply.vectors)
+        if too_large and passed:
+            self._limits.remember(too_large, passed)
+
+    def _probe(self, part: Part, refused: VLLMEmbedError) -> VLLMEmbedError | None:
+        """The request's own error when even the simplest text is refused; None when a text must be at fault."""
+        if part.fields in self._proven:
+            return None
+        try:
+            self._server.send([_PROBE], part.fields)
+        except Failed as failed:
+            if not isinstance(failed.error, InvalidInputError):
+                return failed.error
+            told = f"the server refuses the request, whatever its text: {refused.status} {refused}"
+            return ServerStatusError(told, endpoint=refused.endpoint, model=refused.model, status=refused.status)
+        self._proven.append(part.fields)
+        return None
+
+    def _persist(self, part: Part) -> Reply:
+        """The reply to one request, after as many attempts as are allowed.
+
+        Raises:
+            _TooLarge: it must be halved.
+            VLLMEmbedError: the last attempt's, with what was tried.
+        """
+        trial = _Trial(self, part)
+        retrying = Retrying(
+            retry=retry_if_exception(trial.passing),
+            wait=trial.wait,
+            stop=trial.stop,
+            before_sleep=trial.count,
+            sleep=trial.sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(trial.once)
+        except Failed as failed:
+            raise trial.told(failed) from failed.error.__cause__
+
+
+class _Trial:
+    """One request's attempts: the decisions that tenacity asks for."""
+
+    def __init__(self, carrier: Carrier, part: Part) -> None:
+        self._carrier = carrier
+        self._server = carrier._server  # noqa: SLF001 - two halves of one thing
+        self._part = part
+        self._texts = part.texts()
+        self._failed: Failed | None = None
+        self._since: float | None = None
+        self._refused_503 = 0
+
+    def once(self) -> Reply:
+        part, counters = self._part, self._carrier._counters  # noqa: SLF001
+        if self._failed is not None:
+            part = self._part = part.live()
+            if not part.segments:
+                raise ClosedError  # every job in it is over: nobody waits
+            self._texts = part.texts()
+        part.attempts += 1
+        with counters.flying(len(self._texts)):
+            try:
+                reply = self._server.send(self._texts, part.fields, self._failed.replica if self._failed else None)
+            except Failed as failed:
+                self._failed = failed
+                self._since = self._since or time.monotonic()
+                status = failed.error.status
+                self._refused_503 += status == 503
+                if len(self._texts) > 1 and (status == 413 or self._refused_503 >= 2):
+                    raise _TooLarge(status) from failed
+                raise
+        counters.tokens(reply.prompt_tokens)
+        return reply
+
+    def passing(self, exc: BaseException) -> bool:
+        if not isinstance(exc, Failed):
+            return False
+        error = exc.error
+        return isinstance(error, (ServerUnreachableError, ServerTimeoutError, BadReplyError)) or error.status in _PASSING
+
+    def wait(self, state: RetryCallState) -> float:
+        failed = self._failed
+        assert failed is not None  # noqa: S101 - tenacity waits after a failure only
+        if failed.retry_after is None and failed.replica is not None:
+            if self._server.replicas.another(failed.replica):
+                return 0.0
+            if state.attempt_number == 1 and _connection_was_stale(failed.error):
+                return 0.0
+        pause = min(_FIRST_PAUSE_S * 2 ** (state.attempt_number - 1), _LONGEST_PAUSE_S)
+        return max(random.uniform(pause / 2, pause), failed.retry_after or 0.0)  # noqa: S311 - jitter
+
+    def stop(self, state: RetryCallState) -> bool:
+        carrier = self._carrier
+        assert self._since is not None  # noqa: S101 - tenacity stops after a failure only
+        late = time.monotonic() + state.upcoming_sleep - self._since > carrier._deadline_s  # noqa: SLF001
+        return late or state.attempt_number >= carrier._attempts  # noqa: SLF001
+
+    def count(self, state: RetryCallState) -> None:
+        assert self._failed is not None  # noqa: S101 - as above
+        self._carrier._counters.retried()  # noqa: SLF001
+        _log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, state.upcoming_sleep, self._failed.error)
+
+    def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            self._carrier._pause(seconds, lambda: not self._part.live().segments)  # noqa: SLF001
+
+    def told(self, failed: Failed) -> VLLMEmbedError:
+        """The last error, with the attempts and, for several replicas, what each of them said."""
+        error = failed.error
+        if isinstance(error, ClosedError) or not self.passing(failed):
+            return error
+        text = str(error)
+        if len(self._server.replicas) > 1:
+            text = f"no replica answered. {self._server.replicas.troubles()}"
+        spent = time.monotonic() - (self._since or time.monotonic())
+        asked = f"; the server asked to wait {failed.retry_after:g} s" if failed.retry_after else ""
+        return error.copy(f"{text}. Gave up after {self._part.attempts} attempts in {spent:.1f} s{asked}")
+
+
+def _connection_was_stale(error: VLLMEmbedError) -> bool:
+    """A reset before any reply: as a rule a kept connection that the server had just closed."""
+    return isinstance(error, ServerUnreachableError) and "connection broke" in str(error)

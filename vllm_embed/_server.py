@@ -1,0 +1,212 @@
+"""vLLM over HTTP, as the dispatcher sees it: one attempt at one request, and what the server says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from vllm_embed import _address, _wire
+from vllm_embed._http import Http
+from vllm_embed._replicas import Replica, Replicas
+from vllm_embed.errors import (
+    BadReplyError,
+    ConfigurationError,
+    ServerStatusError,
+    ServerTimeoutError,
+    ServerUnreachableError,
+    VLLMEmbedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vllm_embed._http import HttpReply
+    from vllm_embed._wire import Reply
+    from vllm_embed.settings import Settings
+
+__all__ = ["Failed", "ModelCard", "Server"]
+
+_log = logging.getLogger("vllm_embed")
+
+_ASK_S = 10.0
+"""Seconds for the small questions: models, version, health."""
+_DOWN = frozenset({500, 502, 504})
+"""Statuses after which a replica is left out; 503 and 429 mean busy, and pass."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """An entry of `/v1/models`."""
+
+    id: str
+    root: str | None
+    max_model_len: int | None
+
+
+class Failed(Exception):  # noqa: N818 - never leaves the core
+    """One attempt failed: the typed error, and what the retry needs beside it."""
+
+    def __init__(self, error: VLLMEmbedError, replica: Replica | None = None, retry_after: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.replica = replica
+        self.retry_after = retry_after
+
+
+class Server:
+    """One or many replicas of `vllm serve`.
+
+    Args:
+        settings: all of them; read once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        addresses = _address.addresses(settings.base_url)
+        self._http = Http(settings, addresses)
+        self.replicas = Replicas(addresses, settings.max_concurrency)
+        self.slots = settings.max_concurrency * len(addresses)
+        self._model = settings.model
+        self._asking = threading.Lock()
+
+    def send(self, texts: Sequence[str], fields: Mapping[str, Any], avoid: Replica | None = None) -> Reply:
+        """One attempt at one request, at the replica with the fewest in flight.
+
+        Raises:
+            Failed: holding the typed error; what to do about it is the caller's to decide.
+        """
+        try:
+            body = _wire.request_body(self.model(), texts, fields)
+        except VLLMEmbedError as exc:
+            raise Failed(exc) from exc
+        replica = self.replicas.take(avoid)
+        start = time.monotonic()
+        status = 0
+        try:
+            answer = self._http.exchange("POST", replica.address, f"{replica.address.url}/embeddings", body)
+            status = answer.status
+            if status != 200:
+                raise self._refusal(answer, texts)
+            reply = _wire.read_reply(answer.content, len(texts))
+        except VLLMEmbedError as exc:
+            exc.endpoint, exc.model = replica.address.url, self._model
+            broken = isinstance(exc, (ServerUnreachableError, ServerTimeoutError, BadReplyError))
+            if broken or status >= 429:
+                self.replicas.failed(replica, exc, down=broken or status in _DOWN)
+            else:
+                self.replicas.done(replica, len(texts))
+            retry_after = _seconds(answer.headers.get("retry-after")) if status else None
+            raise Failed(exc, replica, retry_after) from exc
+        except BaseException:  # Ctrl-C in a thread that carries its own request
+            self.replicas.done(replica, 0)
+            raise
+        finally:
+            ms = (time.monotonic() - start) * 1e3
+            _log.debug("%s: %d texts, %.1f ms, status %d", replica.address.url, len(texts), ms, status)
+        self.replicas.done(replica, len(texts))
+        return reply
+
+    def _refusal(self, answer: HttpReply, texts: Sequence[str]) -> VLLMEmbedError:
+        error = _wire.read_error(answer.status, answer.content, texts=texts, secrets=self._http.secrets)
+        if 300 <= answer.status < 400:
+            target = urlsplit(answer.headers.get("location", ""))
+            to = f"{target.scheme}://{target.hostname}" if target.hostname else "nowhere"
+            error = ServerStatusError(
+                f"{answer.status}: the server redirects to {to}, which is not followed; put the final address into "
+                "base_url",
+                status=answer.status,
+            )
+        return error
+
+    def model(self) -> str:
+        """Name to send: the setting, or the one model that the server lists, asked for once.
+
+        Raises:
+            ConfigurationError: several are listed, or none.
+        """
+        if self._model is None:
+            with self._asking:
+                if self._model is None:
+                    self._model = self._only_model()
+        return self._model
+
+    def _only_model(self) -> str:
+        cards: list[ModelCard] = []
+        for replica in self.replicas.all:
+            try:
+                cards = self.cards(replica)
+                break
+            except (ServerUnreachableError, ServerTimeoutError):
+                if replica is self.replicas.all[-1]:
+                    raise
+        if len(cards) != 1:
+            names = ", ".join(repr(card.id) for card in cards) or "none"
+            raise ConfigurationError(f"the server lists {len(cards)} models ({names}): name one with model=")
+        return cards[0].id
+
+    def cards(self, replica: Replica) -> list[ModelCard]:
+        """What a replica's `/v1/models` lists."""
+        answer = self._http.exchange("GET", replica.address, f"{replica.address.url}/models", timeout=self._patience())
+        if answer.status != 200:
+            error = self._refusal(answer, ())
+            error.endpoint = replica.address.url
+            raise error
+        with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return [
+                ModelCard(str(card["id"]), card.get("root"), card.get("max_model_len"))
+                for card in orjson.loads(answer.content)["data"]
+            ]
+        raise BadReplyError(f"{replica.address.url}/models does not answer as vLLM does", endpoint=replica.address.url)
+
+    def card(self, replica: Replica) -> ModelCard | None:
+        """The entry of our model; None where the server does not list it."""
+        model = self.model()
+        return next((card for card in self.cards(replica) if card.id == model), None)
+
+    def version(self, replica: Replica) -> str | None:
+        """VLLM's version; None where a gateway hides the route."""
+        with contextlib.suppress(VLLMEmbedError, orjson.JSONDecodeError, KeyError, TypeError):
+            answer = self._http.exchange(
+                "GET", replica.address, f"{replica.address.root}/version", timeout=self._patience()
+            )
+            return str(orjson.loads(answer.content)["version"])
+        return None
+
+    def healthy(self, replica: Replica) -> bool:
+        """Whether `/health` answers 200, or a gateway hides it (404)."""
+        with contextlib.suppress(VLLMEmbedError):
+            answer = self._http.exchange(
+                "GET", replica.address, f"{replica.address.root}/health", timeout=self._patience()
+            )
+            return answer.status in (200, 401, 403, 404)
+        return False
+
+    def _patience(self) -> float:
+        return min(_ASK_S, self._settings.timeout)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def forked(self) -> None:
+        """In a forked child: nothing of the parent's is in use here."""
+        self._asking = threading.Lock()
+        self._http.forked()
+        self.replicas.forked()
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    try:
+        return max(float(retry_after), 0.0) if retry_after else None
+    except ValueError:
+        with contextlib.suppress(TypeError, ValueError):  # an HTTP date; vLLM sends neither, a gateway may
+            return max(parsedate_to_datetime(retry_after or "").timestamp() - time.time(), 0.0)
+    return None
