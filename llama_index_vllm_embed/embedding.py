@@ -1,0 +1,168 @@
+"""`VLLMEmbedding`: LlamaIndex's shape over the core. No loop, no retry, no HTTP."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from pydantic import Field, PrivateAttr, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+
+from llama_index_vllm_embed._openai_like import options_of
+from vllm_embed import Embedder, Settings
+from vllm_embed._lists import alists, lists
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
+__all__ = ["VLLMEmbedding"]
+
+_log = logging.getLogger("vllm_embed")
+
+_IDENTITY = (
+    "model",
+    "query_prompt",
+    "document_prompt",
+    "dimensions",
+    "long_text",
+    "blank_text",
+    "unicode",
+    "extra_body",
+)
+"""Settings that decide a vector. `to_dict()` holds these and nothing of transport."""
+
+_FRAMEWORK = ("callback_manager", "embeddings_cache", "rate_limiter")
+"""LlamaIndex's own run-time objects, which may not pickle."""
+
+
+class VLLMEmbedding(Settings, BaseEmbedding):
+    """Embeddings of a running vLLM server, for LlamaIndex.
+
+    All settings are in `vllm_embed.Settings` and the README. `model_name`, `api_base`, `query_instruction` and
+    `text_instruction` are understood too.
+
+    Example:
+        ```python
+        from llama_index.core import Settings
+        from llama_index_vllm_embed import VLLMEmbedding
+
+        Settings.embed_model = VLLMEmbedding(model="BAAI/bge-m3", base_url="http://localhost:8000/v1")
+        ```
+
+    `to_dict()` is the identity under which `IngestionPipeline` caches vectors: what decides a vector, and nothing of
+    transport, so a new key, URL or timeout embeds nothing again. A pickle, which `IngestionPipeline(num_workers=...)`
+    makes, holds everything, the key too.
+
+    Arrays instead of lists of floats, streams, counters: `.embedder`, a `vllm_embed.Embedder`.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        **Settings.aliases,
+        "model_name": "model",
+        "query_instruction": "query_prompt",
+        "text_instruction": "document_prompt",
+    }
+
+    model_name: str = Field(default="unknown", exclude=True, description="The same as model, under LlamaIndex's name.")
+    embed_batch_size: int = Field(
+        default=10_000,
+        gt=0,
+        exclude=True,
+        description="Texts that LlamaIndex hands over at once. The texts of one request are batch_size.",
+    )
+    num_workers: int | None = Field(default=None, exclude=True, description="Not needed: max_concurrency is the bound.")
+    embeddings_cache: Any | None = Field(default=None, exclude=True, description="LlamaIndex's cache by text alone.")
+
+    _embedder: Embedder = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make the embedder, which opens nothing yet."""
+        super().model_post_init(context)
+        self._embedder = Embedder(self)
+        self.model_name = self.model or "unknown"
+
+    @property
+    def embedder(self) -> Embedder:
+        """The `vllm_embed.Embedder` behind this object."""
+        return self._embedder
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name in LlamaIndex's serializations."""
+        return "VLLMEmbedding"
+
+    def to_payload(self) -> dict[str, Any]:
+        """For LlamaIndex's events: never a key or a URL."""
+        return {**super().to_payload(), "dimensions": self.dimensions}
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """LlamaIndex's dump: what decides a vector. A model of None is asked for first."""
+        dumped = handler(self)
+        model = self.model or self._embedder.info().model
+        return {
+            **{name: dumped[name] for name in _IDENTITY if name in dumped},
+            "model": model,
+            "model_name": model,
+            "class_name": self.class_name(),
+        }
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments = {**super()._arguments(), "embed_batch_size": self.embed_batch_size, "num_workers": self.num_workers}
+        return {**arguments, **{name: getattr(self, name) for name in _FRAMEWORK}}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, (cls, arguments) = super().__reduce__()
+        for name in _FRAMEWORK:
+            try:
+                pickle.dumps(arguments[name])
+            except Exception:  # noqa: BLE001 - as LlamaIndex does: locks, clients, handlers of any kind
+                _log.warning("%s does not pickle; the copy has the default", name)
+                del arguments[name]
+        return rebuild, (cls, arguments)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return lists(self._embedder.embed([query], "query"))[0]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return lists(self._embedder.embed([text], "document"))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return lists(self._embedder.embed(texts, "document"))
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return lists(await self._embedder.aembed([query], "query"))[0]
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return lists(await self._embedder.aembed([text], "document"))[0]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await alists(await self._embedder.aembed(texts, "document"))
+
+    def with_prompts(self, **prompts: str | None) -> Self:
+        """A sibling with other prompts (`query`, `document`) that shares connections, queue and bound."""
+        embedder = self._embedder.with_prompts(**prompts)
+        sibling = self.model_copy(
+            update={"query_prompt": embedder.settings.query_prompt, "document_prompt": embedder.settings.document_prompt}
+        )
+        sibling._embedder = embedder  # noqa: SLF001 - our own class
+        return sibling
+
+    @classmethod
+    def from_openai_like(cls, embedding: OpenAILikeEmbedding, **options: Any) -> Self:
+        """The same model, server, key and headers as an `OpenAILikeEmbedding` that points at vLLM.
+
+        Args:
+            embedding: the object to carry over.
+            **options: settings that win over what it says.
+
+        Raises:
+            ConfigurationError: when it points at OpenAI itself.
+
+        Warns:
+            UserWarning: naming what has no counterpart here, such as its HTTP clients.
+        """
+        return cls(**{**options_of(embedding), **options})
