@@ -68,5 +68,7 @@ def options_of(embeddings: OpenAIEmbeddings) -> dict[str, Any]:
     if body or extra:
         options["extra_body"] = {**body, **extra}
     if lost:
-        warnings.warn(f"not carried over, no counterpart in VLLMEmbeddings: {', '.join(lost)}", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"not carried over, no counterpart in VLLMEmbeddings: {', '.join(lost)}", UserWarning, stacklevel=3
+        )
     return options

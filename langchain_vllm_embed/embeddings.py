@@ -97,7 +97,10 @@ class VLLMEmbeddings(Settings, Embeddings):
         """A sibling with other prompts (`query`, `document`) that shares connections, queue and bound."""
         embedder = self._embedder.with_prompts(**prompts)
         sibling = self.model_copy(
-            update={"query_prompt": embedder.settings.query_prompt, "document_prompt": embedder.settings.document_prompt}
+            update={
+                "query_prompt": embedder.settings.query_prompt,
+                "document_prompt": embedder.settings.document_prompt,
+            }
         )
         sibling._embedder = embedder  # noqa: SLF001 - our own class
         return sibling

@@ -58,5 +58,7 @@ def options_of(embedding: OpenAILikeEmbedding) -> dict[str, Any]:
         if value
     ]
     if lost:
-        warnings.warn(f"not carried over, no counterpart in VLLMEmbedding: {', '.join(lost)}", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"not carried over, no counterpart in VLLMEmbedding: {', '.join(lost)}", UserWarning, stacklevel=3
+        )
     return options

@@ -35,7 +35,7 @@ _IDENTITY = (
 """Settings that decide a vector. `to_dict()` holds these and nothing of transport."""
 
 _FRAMEWORK = ("callback_manager", "embeddings_cache", "rate_limiter")
-"""LlamaIndex's own run-time objects, which may not pickle."""
+"""LlamaIndex's own run-time objects: not ours to copy, and they may not pickle."""
 
 
 class VLLMEmbedding(Settings, BaseEmbedding):
@@ -82,7 +82,7 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         """Make the embedder, which opens nothing yet."""
         super().model_post_init(context)
         self._embedder = Embedder(self)
-        self.model_name = self.model or "unknown"
+        self.__dict__["model_name"] = self.model or "unknown"  # frozen, as every name of a setting
 
     @property
     def embedder(self) -> Embedder:
@@ -111,17 +111,24 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         }
 
     def _arguments(self) -> dict[str, Any]:
-        arguments = {**super()._arguments(), "embed_batch_size": self.embed_batch_size, "num_workers": self.num_workers}
-        return {**arguments, **{name: getattr(self, name) for name in _FRAMEWORK}}
+        return {**super()._arguments(), "embed_batch_size": self.embed_batch_size, "num_workers": self.num_workers}
+
+    def _framework(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _FRAMEWORK}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some settings changed. LlamaIndex's own objects are shared: what watches this watches the copy."""
+        return super().model_copy(update={**self._framework(), **(update or {})}, deep=deep)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, (cls, arguments) = super().__reduce__()
-        for name in _FRAMEWORK:
+        for name, value in self._framework().items():
             try:
-                pickle.dumps(arguments[name])
+                pickle.dumps(value)
             except Exception:  # noqa: BLE001 - as LlamaIndex does: locks, clients, handlers of any kind
                 _log.warning("%s does not pickle; the copy has the default", name)
-                del arguments[name]
+            else:
+                arguments[name] = value
         return rebuild, (cls, arguments)
 
     def _get_query_embedding(self, query: str) -> list[float]:
@@ -146,7 +153,10 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         """A sibling with other prompts (`query`, `document`) that shares connections, queue and bound."""
         embedder = self._embedder.with_prompts(**prompts)
         sibling = self.model_copy(
-            update={"query_prompt": embedder.settings.query_prompt, "document_prompt": embedder.settings.document_prompt}
+            update={
+                "query_prompt": embedder.settings.query_prompt,
+                "document_prompt": embedder.settings.document_prompt,
+            }
         )
         sibling._embedder = embedder  # noqa: SLF001 - our own class
         return sibling

@@ -45,15 +45,22 @@ def parse(value: Any) -> Any:
 
 
 def _checked(url: str) -> str:
-    try:
-        parsed = httpx.URL(url.strip())
-    except (httpx.InvalidURL, ValueError):
-        raise ValueError('not a URL; it looks like "http://localhost:8000/v1"') from None
+    parsed = _url(url)
+    if parsed is None:
+        raise ValueError('not a URL; it looks like "http://localhost:8000/v1"')
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError('a server\'s URL starts with http:// or https://, as in "http://localhost:8000/v1"')
     if parsed.query or parsed.fragment:
         raise ValueError("a base URL has no ?query or #fragment; default_headers can carry what a gateway needs")
     return url.strip()
+
+
+def _url(url: str) -> httpx.URL | None:
+    try:
+        parsed = httpx.URL(url.strip())
+    except (httpx.InvalidURL, ValueError):
+        return None
+    return parsed if (parsed.port or 0) < 65_536 else None
 
 
 def addresses(base_url: str | list[str]) -> tuple[Address, ...]:
@@ -78,11 +85,8 @@ def _basic(url: httpx.URL) -> str | None:
 def proxy(value: str | None) -> str | None:
     """Check a proxy's URL."""
     if value is not None:
-        try:
-            scheme = httpx.URL(value).scheme
-        except (httpx.InvalidURL, ValueError):
-            scheme = ""
-        if scheme not in ("http", "https", "socks5", "socks5h"):
+        parsed = _url(value)
+        if parsed is None or parsed.scheme not in ("http", "https", "socks5", "socks5h"):
             raise ValueError('a proxy looks like "http://proxy.example:3128"')
     return value
 

@@ -22,7 +22,7 @@ from vllm_embed.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from vllm_embed._dispatch import Counters, Limits
@@ -37,6 +37,7 @@ _log = logging.getLogger("vllm_embed")
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_BROKEN = (ServerUnreachableError, ServerTimeoutError, BadReplyError)
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _PROBE = "a"
 """A text that any embedding model takes: refused, the request is at fault and not a text."""
@@ -92,16 +93,7 @@ class Carrier:
                 too_large = exc.status
                 todo.extend(reversed(part.halves(by_length=False)))
             except VLLMEmbedError as exc:
-                if isinstance(exc, BadReplyError) and exc.vectors is not None:
-                    part.deliver_finite(exc)
-                elif not isinstance(exc, InvalidInputError):
-                    part.fail(exc)
-                elif not _wire.blames_text(exc) and (culprit := self._probe(part, exc)) is not None:
-                    part.fail(culprit)
-                elif len(part) > 1:
-                    todo.extend(part.halves(by_length=True))
-                else:
-                    part.refuse(exc)
+                todo.extend(self._refused(part, exc))
             except Exception as exc:  # noqa: BLE001 - a defect of ours must not leave a caller waiting
                 part.fail(exc)
             else:
@@ -111,6 +103,20 @@ class Carrier:
                 part.deliver(reply.vectors)
         if too_large and passed:
             self._limits.remember(too_large, passed)
+
+    def _refused(self, part: Part, error: VLLMEmbedError) -> Sequence[Part]:
+        """Settle a part that got no vectors; what is returned is to be tried by itself."""
+        if isinstance(error, BadReplyError) and error.vectors is not None:
+            part.deliver_finite(error)
+        elif not isinstance(error, InvalidInputError):
+            part.fail(error)
+        elif not _wire.blames_text(error) and (culprit := self._probe(part, error)) is not None:
+            part.fail(culprit)
+        elif len(part) > 1:
+            return part.halves(by_length=True)
+        else:
+            part.refuse(error)
+        return ()
 
     def _probe(self, part: Part, refused: VLLMEmbedError) -> VLLMEmbedError | None:
         """The request's own error when even the simplest text is refused; None when a text must be at fault."""
@@ -186,18 +192,19 @@ class _Trial:
         if not isinstance(exc, Failed):
             return False
         error = exc.error
-        return isinstance(error, (ServerUnreachableError, ServerTimeoutError, BadReplyError)) or error.status in _PASSING
+        return isinstance(error, _BROKEN) or error.status in _PASSING
 
     def wait(self, state: RetryCallState) -> float:
         failed = self._failed
         assert failed is not None  # noqa: S101 - tenacity waits after a failure only
-        if failed.retry_after is None and failed.replica is not None:
-            if self._server.replicas.another(failed.replica):
-                return 0.0
-            if state.attempt_number == 1 and _connection_was_stale(failed.error):
-                return 0.0
+        if failed.replica is not None and self._server.replicas.another(failed.replica):
+            return 0.0
+        if failed.retry_after is not None:
+            return failed.retry_after * random.uniform(1.0, 1.1)  # noqa: S311 - jitter
+        if state.attempt_number == 1 and _connection_was_stale(failed.error):
+            return 0.0
         pause = min(_FIRST_PAUSE_S * 2 ** (state.attempt_number - 1), _LONGEST_PAUSE_S)
-        return max(random.uniform(pause / 2, pause), failed.retry_after or 0.0)  # noqa: S311 - jitter
+        return random.uniform(pause / 2, pause)  # noqa: S311 - jitter
 
     def stop(self, state: RetryCallState) -> bool:
         carrier = self._carrier
@@ -208,7 +215,8 @@ class _Trial:
     def count(self, state: RetryCallState) -> None:
         assert self._failed is not None  # noqa: S101 - as above
         self._carrier._counters.retried()  # noqa: SLF001
-        _log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, state.upcoming_sleep, self._failed.error)
+        attempt, pause = state.attempt_number, state.upcoming_sleep
+        _log.warning("attempt %d failed, next in %.1f s: %s", attempt, pause, self._failed.error)
 
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
@@ -223,8 +231,9 @@ class _Trial:
         if len(self._server.replicas) > 1:
             text = f"no replica answered. {self._server.replicas.troubles()}"
         spent = time.monotonic() - (self._since or time.monotonic())
-        asked = f"; the server asked to wait {failed.retry_after:g} s" if failed.retry_after else ""
-        return error.copy(f"{text}. Gave up after {self._part.attempts} attempts in {spent:.1f} s{asked}")
+        tried = f"{self._part.attempts} attempts in {spent:.1f} s" if self._part.attempts > 1 else "1 attempt"
+        asked = f", the server asked to wait {failed.retry_after:g} s" if failed.retry_after else ""
+        return error.copy(f"{text} (gave up after {tried}{asked})")
 
 
 def _connection_was_stale(error: VLLMEmbedError) -> bool:

@@ -120,7 +120,7 @@ class Http:
         deadline = time.monotonic() + seconds
         url = httpx.URL(path)
         for _ in range(_REDIRECTS):
-            reply = self._once(method, address, url, content, seconds, deadline)
+            reply = self._once(method, address, url, content, deadline=deadline, seconds=seconds)
             target = _same_origin(url, reply)
             if target is None:
                 break
@@ -128,7 +128,7 @@ class Http:
         return reply
 
     def _once(
-        self, method: str, address: Address, url: httpx.URL, content: bytes | None, seconds: float, deadline: float
+        self, method: str, address: Address, url: httpx.URL, content: bytes | None, *, deadline: float, seconds: float
     ) -> HttpReply:
         client = self._opened()
         left = max(deadline - time.monotonic(), 0.001)
@@ -147,7 +147,9 @@ class Http:
             finally:
                 response.close()
         except httpx.TimeoutException as exc:
-            if isinstance(exc, httpx.ConnectTimeout):
+            if "handshake" in str(exc):
+                what = f"TLS: {exc}; if the server speaks plain HTTP there, write http:// in base_url"
+            elif isinstance(exc, httpx.ConnectTimeout):
                 what = f"no connection within {min(_CONNECT_S, seconds):g} s; is the server running there?"
             else:
                 what = f"no whole reply within timeout={seconds:g} s; a loaded server may need more, or smaller batches"
@@ -182,8 +184,8 @@ class Http:
 def _headers(address: Address, key: str | None, settings: Settings) -> dict[str, str]:
     if key and address.authorization:
         raise ConfigurationError(
-            f"{address.url}: an api_key and user:password in base_url both set the Authorization header; leave one out, "
-            "or set the header itself with default_headers"
+            f"{address.url}: an api_key and user:password in base_url both set the Authorization header; leave one "
+            "out, or set the header itself with default_headers"
         )
     headers = {
         "accept": "application/json",
@@ -216,7 +218,7 @@ def _why(exc: Exception) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"TLS: {text}; set verify to the path of the CA that signed the server's certificate"
     if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-        return f"TLS: {text}; the server speaks plain HTTP there: try http:// in base_url"
+        return f"TLS: {text}; if the server speaks plain HTTP there, write http:// in base_url"
     if isinstance(exc, (httpx.ConnectError, httpx.ProxyError)):
         return f"cannot connect ({text}); is the server running there? `vllm serve MODEL --runner pooling` starts one"
     return f"the connection broke ({text})"

@@ -31,7 +31,21 @@ class Job:
         on_rows: called with a number of rows that are done.
     """
 
-    __slots__ = ("_at", "_dropped", "_left", "_lock", "_on_rows", "_zero", "fields", "future", "out", "pending", "query", "refused", "texts")
+    __slots__ = (
+        "_at",
+        "_dropped",
+        "_left",
+        "_lock",
+        "_on_rows",
+        "_zero",
+        "fields",
+        "future",
+        "out",
+        "pending",
+        "query",
+        "refused",
+        "texts",
+    )
 
     def __init__(
         self,

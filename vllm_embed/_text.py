@@ -70,7 +70,7 @@ def prepare(
         if not isinstance(text, str):
             refused[index] = InvalidInputError(f"a text must be a str, this is {_named(text)}")
         else:
-            out = clean(str(text) if type(text) is not str else text, unicode)
+            out = clean(str.__str__(text), unicode)  # the text of a subclass, whatever it overrides
             if unicode is None and (flaw := _unsendable(out)):
                 refused[index] = InvalidInputError(flaw)
             elif blank_text != "send" and not out.strip():

@@ -68,7 +68,7 @@ def read_reply(content: bytes, count: int) -> Reply:
         raise BadReplyError(f"the reply is {_described(content)}, not an embedding reply") from exc
     if order != list(range(count)):
         if sorted(map(repr, order)) != sorted(map(repr, range(count))):
-            raise BadReplyError(f"the reply numbers its {len(order)} vectors {_short(order)} where {count} texts were sent")
+            raise BadReplyError(f"{count} texts were sent, the reply has {len(order)}, numbered {_short(order)}")
         encoded = [vector for _, vector in sorted(zip(order, encoded, strict=True), key=lambda pair: pair[0])]
     vectors = _stack(encoded)
     usage = reply.get("usage")
@@ -148,7 +148,8 @@ def read_error(status: int, content: bytes, *, texts: Sequence[str], secrets: Se
             hint = "it may serve no embedding model (start it with --runner pooling), or base_url may name another path"
         return ModelNotFoundError(f"404 {quoted}: {hint}", status=status)
     if status == 413:
-        return InputTooLongError(f"413, the request is larger than the server or its proxy takes: {quoted}", status=status)
+        told = f"413, the request is larger than the server or its proxy takes: {quoted}"
+        return InputTooLongError(told, status=status)
     if status in (400, 422):
         return _refusal(status, said, quoted, param)
     if 300 <= status < 400:

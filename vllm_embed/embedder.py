@@ -126,7 +126,7 @@ class Embedder:
             if job is None:
                 return self._nothing()
             self._core.dispatcher.run(job)
-            return self._rows(job, len(texts), job.future.result())
+            return self._rows(len(texts), job.future.result())
 
     async def aembed(
         self, texts: Iterable[str], kind: Kind = "document", prompt: str | None = None
@@ -143,7 +143,7 @@ class Embedder:
             except asyncio.CancelledError:
                 self._core.dispatcher.cancel(job)
                 raise
-            return self._rows(job, len(texts), vectors)
+            return self._rows(len(texts), vectors)
 
     def stream(
         self,
@@ -216,7 +216,7 @@ class Embedder:
             }
             if on_error == "raise":
                 raise refusal(failures, start + count, None) from exc
-        return Block(start, self._rows(job, count, vectors), failures)
+        return Block(start, self._rows(count, vectors), failures)
 
     def info(self) -> ServerInfo:
         """What is served: asked of every replica now; the dimension by one embedding when none was made yet.
@@ -373,7 +373,7 @@ class Embedder:
     def _nothing(self) -> NDArray[np.float32]:
         return np.empty((0, self._settings.dimensions or self._core.dimension), dtype=np.float32)
 
-    def _rows(self, job: Job, count: int, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _rows(self, count: int, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         self._core.dimension = vectors.shape[1]
         return vectors[:count]
 
@@ -388,7 +388,8 @@ class Embedder:
 
 def _listed(texts: Iterable[str]) -> Sequence[Any]:
     if isinstance(texts, (str, bytes)):
-        raise InvalidInputError(f"a list of texts is needed, this is a single {type(texts).__name__}: put it into a list")
+        kind = type(texts).__name__
+        raise InvalidInputError(f"a list of texts is needed, this is a single {kind}: put it into a list")
     return texts if isinstance(texts, list) else list(texts)
 
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import httpx
+import httpx  # noqa: TC002 - pydantic reads the annotation
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -101,8 +101,8 @@ Prompt = Annotated[str | None, AfterValidator(_prompt)]
 class Settings(BaseModel):
     """All options, with their defaults. See the table in the README.
 
-    Frozen: `model_copy(update={...})` gives an object with other settings and a life of its own. Keys, header values and
-    credentials in URLs appear in no repr, dump or error. A pickle does hold them: treat it as you treat the key.
+    Frozen: `model_copy(update={...})` gives an object with other settings and a life of its own. Keys, header values
+    and credentials in URLs appear in no repr, dump or error. A pickle does hold them: treat it as you treat the key.
 
     Raises:
         ConfigurationError: for an unknown option, naming the nearest known one, and for a value that cannot work.
@@ -196,7 +196,7 @@ class Settings(BaseModel):
                 raise ConfigurationError(_told(exc, options)) from None
 
         def __setattr__(self, name: str, value: Any) -> None:
-            if name in Settings.model_fields:
+            if self.aliases.get(name, name) in Settings.model_fields:
                 raise ConfigurationError(f"{name} is frozen; model_copy(update={{{name!r}: ...}}) gives a changed copy")
             super().__setattr__(name, value)
 
@@ -255,11 +255,11 @@ class Settings(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some settings changed, validated anew, that shares no connection with this one."""
-        arguments = {**self._arguments(), **self._canonical(update or {})}
-        client = arguments.pop("http_client", None)
+        arguments = self._arguments()
+        client = arguments.pop("http_client")  # is shared: connections cannot be copied
         if deep:
             arguments = copy.deepcopy(arguments)
-        return type(self)(**arguments, http_client=client)
+        return type(self)(**{**arguments, "http_client": client, **self._canonical(update or {})})
 
     def __copy__(self) -> Self:
         return self.model_copy()
