@@ -111,7 +111,7 @@ class Replicas:
             self._changed.notify_all()
 
     def state(self, replica: Replica) -> str:
-        """ "up", "failing" or "left out"."""
+        """Whether it is "up", "failing" or "left out"."""
         if replica.out_until > time.monotonic():
             return "left out"
         return "failing" if replica.in_a_row else "up"
