@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import socket
 from http import HTTPStatus
-from typing import Any
 
 import httpx
 
-from vllm_embed.errors import EngineError
+from vllm_embed.embedder import Embedder
+from vllm_embed.errors import EngineError, ServerTimeoutError, ServerUnreachableError, VLLMEmbedError
 
 __all__ = ["check_free", "embeds", "free_ports"]
 
 _TEXTS = ["a first text", "and another one"]
-_QUOTED = 300  # characters of a reply that an error shows
 
 
 def free_ports(host: str, first: int, count: int) -> list[int]:
@@ -60,41 +58,24 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def embeds(client: httpx.Client, base_url: str, model: str, key: str | None) -> bool:
-    """Whether the server is up and gives one embedding for each text; False while it loads.
+    """Whether the server is up and gives one vector for each text; False while it loads.
 
     Raises:
         EngineError: it is up and will never embed.
     """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         if client.get(f"{base_url.removesuffix('/v1')}/health").status_code != HTTPStatus.OK:
             return False
-        reply = client.post(f"{base_url}/embeddings", json={"model": model, "input": _TEXTS}, headers=headers)
     except httpx.TransportError:
         return False
-    if reply.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return False
-    if reply.status_code != HTTPStatus.OK:
-        raise EngineError(
-            f"{base_url} is up but does not embed: POST /v1/embeddings gave {reply.status_code} {reply.text[:_QUOTED]}",
-            endpoint=base_url,
-            model=model,
-            status=reply.status_code,
-        )
-    if not _two_vectors(reply):
-        raise EngineError(
-            f"{base_url} is up but gave no two finite vectors of one width for two texts: {reply.text[:_QUOTED]}",
-            endpoint=base_url,
-            model=model,
-        )
+    with Embedder(base_url=base_url, model=model, api_key=key or "", http_client=client, max_retries=0) as embedder:
+        try:
+            embedder.embed(_TEXTS)
+        except (ServerUnreachableError, ServerTimeoutError):
+            return False
+        except VLLMEmbedError as exc:
+            if (exc.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                return False
+            said = f"{base_url} is up but does not embed: {exc}"
+            raise EngineError(said, endpoint=base_url, model=model, status=exc.status) from exc
     return True
-
-
-def _two_vectors(reply: httpx.Response) -> bool:
-    try:
-        vectors: list[list[Any]] = [item["embedding"] for item in reply.json()["data"]]
-        widths = [len(vector) for vector in vectors]
-        finite = all(math.isfinite(value) for vector in vectors for value in vector)
-    except (ValueError, TypeError, KeyError):
-        return False
-    return len(widths) == len(_TEXTS) and widths[0] == widths[1] > 0 and finite

@@ -65,7 +65,7 @@ def read_reply(content: bytes, count: int) -> Reply:
         order = [item["index"] for item in data]
         encoded = [item["embedding"] for item in data]
     except (orjson.JSONDecodeError, KeyError, TypeError) as exc:
-        raise BadReplyError(f"the reply is {_described(content)}, not an embedding reply") from exc
+        raise BadReplyError(f"no embedding reply but {_described(content)}") from exc
     if order != list(range(count)):
         if sorted(map(repr, order)) != sorted(map(repr, range(count))):
             raise BadReplyError(f"{count} texts were sent, the reply has {len(order)}, numbered {_short(order)}")
@@ -111,7 +111,7 @@ def _described(content: bytes) -> str:
     if not start:
         return "empty"
     if start.startswith(b"{"):
-        return "JSON without vectors, or cut off,"
+        return "JSON without vectors, or cut off"
     return "something else"
 
 

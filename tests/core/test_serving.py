@@ -63,7 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mode == "generates":
             return self.answer(404, {"detail": "Not Found"})
         width = 0 if mode == "empty vectors" else 3
-        self.answer(200, {"data": [{"embedding": [0.5] * width} for _ in body["input"]], "model": body["model"]})
+        data = [{"index": index, "embedding": [0.5] * width} for index, _ in enumerate(body["input"])]
+        self.answer(200, {"data": data, "model": body["model"]})
 
     def answer(self, status, body):
         data = json.dumps(body).encode()
