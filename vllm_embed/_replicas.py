@@ -1,8 +1,9 @@
-"""Which replica takes the next request: the fewest in flight, the failing ones left out for a while."""
+"""Which replica takes the next request: the fewest in flight for its speed, the failing ones left out for a while."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ _log = logging.getLogger("vllm_embed")
 
 _PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_NEWEST = 0.2
+"""Weight of the newest request in a replica's measured speed."""
 
 
 @dataclass(eq=False)
@@ -30,6 +33,12 @@ class Replica:
     texts: int = 0
     failures: int = 0
     """Failed requests since the start."""
+    speed: float = 0.0
+    """Texts a second, by Little's law: texts in flight over the time one request takes. 0 while unknown."""
+    width: int = 0
+    """Dimension of its vectors; 0 while unknown."""
+    checked: bool = False
+    """Whether its model list was compared with the others'."""
     in_a_row: int = 0
     """Failed requests since the last good one."""
     out_until: float = 0.0
@@ -55,6 +64,24 @@ class Replicas:
     def __len__(self) -> int:
         return len(self.all)
 
+    @property
+    def slots(self) -> int:
+        """Requests that all of them together may have in flight now."""
+        now = time.monotonic()
+        return max(sum(self._share(r) for r in self.all if r.out_until <= now), 1)
+
+    def _share(self, replica: Replica) -> int:
+        """Requests one may have in flight: fewer for a slower one, or its queue outlasts everyone else's work.
+
+        One more than its share of speed, so that a replica that got faster shows it.
+        """
+        if replica.outages:
+            return 1
+        fastest = max(r.speed for r in self.all)
+        if not replica.speed or len(self.all) == 1:
+            return self.most
+        return min(self.most, math.ceil(self.most * replica.speed / fastest) + 1)
+
     def take(self, avoid: Replica | None = None) -> Replica:
         """Reserve a place at the replica with the fewest requests in flight; waits while all are full.
 
@@ -65,9 +92,9 @@ class Replicas:
             while True:
                 now = time.monotonic()
                 up = [r for r in self.all if r.out_until <= now] or [min(self.all, key=lambda r: r.out_until)]
-                free = [r for r in up if r.in_flight < (1 if r.outages else self.most)]
+                free = [r for r in up if r.in_flight < self._share(r)]
                 if free:
-                    best = min(free, key=lambda r: (r is avoid, r.in_flight, r.requests))
+                    best = min(free, key=lambda r: (r is avoid, r.in_flight / self._share(r), r.requests))
                     best.in_flight += 1
                     best.requests += 1
                     return best
@@ -78,9 +105,18 @@ class Replicas:
         """Whether a replica other than this one is up."""
         return any(r is not than and not r.outages for r in self.all)
 
-    def done(self, replica: Replica, texts: int) -> None:
-        """Give the place back after a reply, good or refusing: the replica is up."""
+    def done(self, replica: Replica, texts: int, seconds: float = 0.0) -> None:
+        """Give the place back after a reply, good or refusing: the replica is up.
+
+        Args:
+            replica: the one that replied.
+            texts: how many it embedded.
+            seconds: how long that took; 0 measures nothing.
+        """
         with self._changed:
+            if seconds > 0 and texts:
+                speed = replica.in_flight * texts / seconds
+                replica.speed += (speed - replica.speed) * (_NEWEST if replica.speed else 1.0)
             replica.in_flight -= 1
             replica.texts += texts
             if replica.outages:
@@ -88,23 +124,26 @@ class Replicas:
             replica.in_a_row, replica.outages, replica.out_until = 0, 0, 0.0
             self._changed.notify_all()
 
-    def failed(self, replica: Replica, error: VLLMEmbedError, *, down: bool) -> None:
-        """Give the place back after a failure.
+    def failed(self, replica: Replica, error: VLLMEmbedError, retry_after: float | None = None) -> None:
+        """Give the place back after a failure; where there is another, this one is left out for a while.
+
+        A busy one too: it refuses at once, so with the fewest in flight it would draw every request.
 
         Args:
             replica: the one that failed.
             error: how.
-            down: whether it is to be left out for a while, where there is another.
+            retry_after: seconds that it asked for.
         """
         with self._changed:
             replica.in_flight -= 1
             replica.failures += 1
             replica.in_a_row += 1
+            replica.checked = False  # it may come back with another model
             replica.last_error = error
-            if down and len(self.all) > 1:
+            if len(self.all) > 1:
                 now = time.monotonic()
                 if now >= replica.out_until:  # requests that fail together count once
-                    pause = min(_PAUSE_S * 2**replica.outages, _LONGEST_PAUSE_S)
+                    pause = min(max(_PAUSE_S * 2**replica.outages, retry_after or 0.0), _LONGEST_PAUSE_S)
                     replica.outages = min(replica.outages + 1, 10)
                     replica.out_until = now + pause
                     _log.warning("%s is left out for %.1f s: %s", replica.address.url, pause, error)

@@ -19,6 +19,7 @@ from vllm_embed._replicas import Replica, Replicas
 from vllm_embed.errors import (
     BadReplyError,
     ConfigurationError,
+    ModelNotFoundError,
     ServerStatusError,
     ServerTimeoutError,
     ServerUnreachableError,
@@ -38,8 +39,6 @@ _log = logging.getLogger("vllm_embed")
 
 _ASK_S = 10.0
 """Seconds for the small questions: models, version, health."""
-_DOWN = frozenset({500, 502, 504})
-"""Statuses after which a replica is left out; 503 and 429 mean busy, and pass."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,14 @@ class Server:
         addresses = _address.addresses(settings.base_url)
         self._http = Http(settings, addresses)
         self.replicas = Replicas(addresses, settings.max_concurrency)
-        self.slots = settings.max_concurrency * len(addresses)
+        self._limits: dict[str, int | None] = {}
         self._model = settings.model
         self._asking = threading.Lock()
+
+    @property
+    def slots(self) -> int:
+        """Requests that may be in flight now."""
+        return self.replicas.slots
 
     def send(self, texts: Sequence[str], fields: Mapping[str, Any], avoid: Replica | None = None) -> Reply:
         """One attempt at one request, at the replica with the fewest in flight.
@@ -91,19 +95,21 @@ class Server:
         start = time.monotonic()
         status = 0
         try:
+            if not replica.checked and len(self.replicas) > 1:
+                self._compare(replica)
             answer = self._http.exchange("POST", replica.address, f"{replica.address.url}/embeddings", body)
             status = answer.status
             if status != 200:
                 raise self._refusal(answer, texts)
             reply = _wire.read_reply(answer.content, len(texts))
+            self._compare_width(replica, reply.vectors.shape[1])
         except VLLMEmbedError as exc:
             exc.endpoint, exc.model = replica.address.url, self._model
-            broken = isinstance(exc, (ServerUnreachableError, ServerTimeoutError, BadReplyError))
-            if broken or status >= 429:
-                self.replicas.failed(replica, exc, down=broken or status in _DOWN)
+            retry_after = _seconds(answer.headers.get("retry-after")) if status else None
+            if isinstance(exc, (ServerUnreachableError, ServerTimeoutError, BadReplyError)) or status >= 429:
+                self.replicas.failed(replica, exc, retry_after)
             else:
                 self.replicas.done(replica, len(texts))
-            retry_after = _seconds(answer.headers.get("retry-after")) if status else None
             raise Failed(exc, replica, retry_after) from exc
         except BaseException:  # Ctrl-C in a thread that carries its own request
             self.replicas.done(replica, 0)
@@ -111,8 +117,37 @@ class Server:
         finally:
             ms = (time.monotonic() - start) * 1e3
             _log.debug("%s: %d texts, %.1f ms, status %d", replica.address.url, len(texts), ms, status)
-        self.replicas.done(replica, len(texts))
+        self.replicas.done(replica, len(texts), time.monotonic() - start)
         return reply
+
+    def _compare(self, replica: Replica) -> None:
+        """Once a replica, and again after a failure: it serves our model as the others do.
+
+        Raises:
+            ConfigurationError: another name or limit, saying whose.
+        """
+        url, model = replica.address.url, self.model()
+        try:
+            cards = self.cards(replica)
+        except (ModelNotFoundError, BadReplyError):
+            cards = []  # a gateway hides the list: only the vectors tell
+        card = next((card for card in cards if card.id == model), None)
+        if cards and card is None:
+            names = ", ".join(repr(card.id) for card in cards)
+            raise ConfigurationError(f"the replicas serve different models: {url} serves {names}, not {model!r}")
+        if card is not None:
+            self._limits[url] = card.max_model_len
+            if len(set(self._limits.values())) > 1:
+                told = "; ".join(f"{where}: {limit}" for where, limit in self._limits.items())
+                raise ConfigurationError(f"the replicas differ in max_model_len, so in what they cut or refuse: {told}")
+        replica.checked = True
+
+    def _compare_width(self, replica: Replica, width: int) -> None:
+        replica.width = width
+        known = {r.address.url: r.width for r in self.replicas.all if r.width}
+        if len(set(known.values())) > 1:
+            told = "; ".join(f"{where}: {size}" for where, size in known.items())
+            raise ConfigurationError(f"the replicas' vectors differ in width: {told}")
 
     def _refusal(self, answer: HttpReply, texts: Sequence[str]) -> VLLMEmbedError:
         error = _wire.read_error(answer.status, answer.content, texts=texts, secrets=self._http.secrets)

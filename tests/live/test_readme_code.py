@@ -1,0 +1,26 @@
+"""Every Python block of the README runs, in order, against real vLLM."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.live
+def test_the_readmes_code_runs(
+    live_server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", live_server.api_key)
+    space: dict = {}
+    for block in BLOCKS:
+        code = block.replace('"http://localhost:8000/v1"', repr(live_server.base_url))
+        code = code.replace('"BAAI/bge-m3"', repr(live_server.model)).replace(
+            '"token-abc123"', repr(live_server.api_key)
+        )
+        exec(compile(code, "README.md", "exec"), space)  # noqa: S102 - our own README
+    shown = capsys.readouterr().out
+    assert shown.startswith("Saturn has rings.\nSaturn has rings.\n")
+    assert "(1,) {1: 'at least 257 tokens, the limit is 256'}" in shown
