@@ -236,8 +236,11 @@ def refusal(refused: dict[int, VLLMEmbedError], count: int, vectors: NDArray[np.
     advice = ' Shorten them, or set long_text="truncate".' if kind is InputTooLongError else ""
     kept = " The vectors of the others are in this error's vectors." if vectors is not None else ""
     sample = next(iter(refused.values()))
+    whole = f"{len(reasons)} of {count} texts cannot be embedded: {told}{more}"
+    if count == 1:
+        whole = f"the text cannot be embedded: {next(iter(reasons.values()))}"
     return kind(
-        f"{len(reasons)} of {count} texts cannot be embedded: {told}{more}.{advice}{kept}",
+        f"{whole}.{advice}{kept if count > 1 else ''}",
         endpoint=sample.endpoint,
         model=sample.model,
         status=sample.status,

@@ -119,6 +119,8 @@ _TOO_LONG = re.compile(r"maximum context length|maximum model length|max_embed_l
 _TEXT = re.compile(r"TextEncodeInput|prompt cannot be empty|cannot be empty|out of vocabulary", re.IGNORECASE)
 _REQUEST = re.compile(r"matryoshka|dimensions", re.IGNORECASE)
 _NUMBERS = re.compile(r"context length is (\d+) tokens.*?(?:contains|requested) (at least )?(\d+)", re.DOTALL)
+_CHARACTERS = re.compile(r"context length is (\d+) tokens.*?contains (\d+) characters \(more than (\d+)", re.DOTALL)
+"""VLLM 0.32 counts no tokens of a text with more characters than the limit times its longest token, blanks included."""
 _LONGEST = 300
 
 
@@ -146,7 +148,7 @@ def read_error(status: int, content: bytes, *, texts: Sequence[str], secrets: Se
         hint = "GET /v1/models lists what it serves"
         if "does not exist" not in said:
             hint = "it may serve no embedding model (start it with --runner pooling), or base_url may name another path"
-        return ModelNotFoundError(f"404 {quoted}: {hint}", status=status)
+        return ModelNotFoundError(f"404 {quoted.removesuffix('.')}: {hint}", status=status)
     if status == 413:
         told = f"413, the request is larger than the server or its proxy takes: {quoted}"
         return InputTooLongError(told, status=status)
@@ -158,6 +160,11 @@ def read_error(status: int, content: bytes, *, texts: Sequence[str], secrets: Se
 
 
 def _refusal(status: int, said: str, quoted: str, param: str) -> VLLMEmbedError:
+    if (numbers := _CHARACTERS.search(said)) is not None:
+        told = (
+            f"{numbers[2]} characters, more than the {numbers[3]} that vLLM takes for its limit of {numbers[1]} tokens"
+        )
+        return InputTooLongError(told, status=status)
     if param == "input_tokens" or _TOO_LONG.search(said):
         numbers = _NUMBERS.search(said)
         told = f"{numbers[2] or ''}{numbers[3]} tokens, the limit is {numbers[1]}" if numbers else quoted

@@ -93,7 +93,9 @@ def test_siblings_with_other_prompts_share_one_queue_and_outlive_each_other(serv
 def test_settings_reach_the_wire(embed: Embed) -> None:
     with FakeVLLMServer(dimension=16, matryoshka=True) as server:
         options = {"dimensions": 8, "long_text": "truncate", "extra_body": {"priority": 3}, "model": "fake-model"}
-        with Embedder(base_url=server.base_url, default_headers={"X-Tenant": "t1"}, api_key="k1", **options) as embedder:
+        with Embedder(
+            base_url=server.base_url, default_headers={"X-Tenant": "t1"}, api_key="k1", **options
+        ) as embedder:
             assert embed(embedder, ["word " * 400]).shape == (1, 8)
         body, headers = server.bodies[0], server.request_headers[0]
     assert {name: body[name] for name in ("dimensions", "truncate_prompt_tokens", "priority", "model")} == {

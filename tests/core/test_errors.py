@@ -17,7 +17,13 @@ def test_every_error_pickles_with_its_attributes(kind: type[errors.VLLMEmbedErro
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert str(again) == "what"
-    assert (again.endpoint, again.model, again.status, again.attempts, again.indexes) == ("http://a/v1", "m", 400, 2, (1, 3))
+    assert (again.endpoint, again.model, again.status, again.attempts, again.indexes) == (
+        "http://a/v1",
+        "m",
+        400,
+        2,
+        (1, 3),
+    )
     np.testing.assert_array_equal(again.vectors, vectors)
 
 

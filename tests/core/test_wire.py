@@ -100,8 +100,14 @@ def test_a_request_holds_text_and_asks_for_little_endian_base64() -> None:
 
 TOO_LONG = (
     b'{"error":{"message":"This model\'s maximum context length is 256 tokens. However, your prompt contains at least '
-    b'257 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input '
+    b"257 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
     b'prompt. (parameter=input_tokens, value=257)","type":"BadRequestError","param":"input_tokens","code":400}}'
+)
+TOO_MANY_CHARACTERS = (
+    b'{"error":{"message":"This model\'s maximum context length is 256 tokens. However, your prompt contains 8289 '
+    b"characters (more than 4608 characters, which is the upper bound for 256 input tokens). Please reduce the length "
+    b'of the input prompt. (parameter=input_text, value=8289)","type":"BadRequestError","param":"input_text",'
+    b'"code":400}}'
 )
 NOT_MATRYOSHKA = (
     b'{"error":{"message":"Model \'m\' does not support Matryoshka embeddings; dimensions must be unset (received '
@@ -123,6 +129,13 @@ NOT_MATRYOSHKA = (
         ),
         pytest.param(404, b'{"detail":"Not Found"}', errors.ModelNotFoundError, "--runner pooling", id="no route"),
         pytest.param(400, TOO_LONG, errors.InputTooLongError, "at least 257 tokens, the limit is 256", id="too long"),
+        pytest.param(
+            400,
+            TOO_MANY_CHARACTERS,
+            errors.InputTooLongError,
+            "8289 characters, more than the 4608 that vLLM takes for its limit of 256 tokens",
+            id="too many characters for it to count tokens",
+        ),
         pytest.param(
             400,
             b'{"object":"error","message":"This model\'s maximum context length is 512 tokens. However, you requested '

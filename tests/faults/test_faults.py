@@ -101,7 +101,9 @@ def test_503_twice_then_fine_with_retry_after(server: FakeVLLMServer, embedder: 
 
 def test_retry_after_beyond_the_deadline_ends_at_once_and_says_so(server: FakeVLLMServer, embedder: Embedder) -> None:
     server.order(Fault.status(429, headers={"Retry-After": "600"}), times=9)
-    with pytest.raises(errors.ServerStatusError, match="gave up after 1 attempt, the server asked to wait 600 s") as caught:
+    with pytest.raises(
+        errors.ServerStatusError, match="gave up after 1 attempt, the server asked to wait 600 s"
+    ) as caught:
         embedder.embed(["a"])
     assert (caught.value.status, caught.value.attempts) == (429, 1)
 
@@ -180,7 +182,10 @@ def test_a_wrong_key_is_an_error_after_one_request() -> None:
             assert server.requests <= 1 + 16
             with pytest.raises(errors.AuthenticationError):
                 asyncio.run(embedder.aembed(["a"]))
-        with Embedder(base_url=server.base_url, api_key="wrong") as unknowing, pytest.raises(errors.AuthenticationError):
+        with (
+            Embedder(base_url=server.base_url, api_key="wrong") as unknowing,
+            pytest.raises(errors.AuthenticationError),
+        ):
             unknowing.embed(["a"])
 
 
@@ -370,9 +375,7 @@ def test_retries_are_warned_of_and_show_no_secret(server: FakeVLLMServer, caplog
     assert "private" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    "models", [["one", "two"], []], ids=["several models are listed", "an empty list of models"]
-)
+@pytest.mark.parametrize("models", [["one", "two"], []], ids=["several models are listed", "an empty list of models"])
 def test_without_one_model_to_take_the_error_lists_them(
     server: FakeVLLMServer, monkeypatch: pytest.MonkeyPatch, models: list[str]
 ) -> None:
