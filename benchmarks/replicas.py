@@ -11,11 +11,14 @@ import argparse
 import json
 import multiprocessing
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm_embed import Embedder
 from vllm_embed.testing import FakeVLLMServer
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 
 def _serve(documents_per_s: float, pipe: Connection) -> None:

@@ -204,7 +204,7 @@ class Dispatcher:
                 part = None
                 while self._busy >= self._server.slots or (part := self._next()) is None:
                     self._idle += 1
-                    woken = self._changed.wait(_IDLE_S)
+                    woken = self.closed or self._changed.wait(_IDLE_S)
                     self._idle -= 1
                     if self.closed or (not woken and (self._busy >= self._server.slots or self._waiting() is None)):
                         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
+from vllm_embed import _deadline
 from vllm_embed._address import without
 from vllm_embed._version import __version__
 from vllm_embed.errors import (
@@ -23,6 +24,8 @@ from vllm_embed.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vllm_embed._address import Address
     from vllm_embed.settings import Settings
 
@@ -94,9 +97,11 @@ class Http:
             keepalive_expiry=_KEEPALIVE_S,
         )
         try:
-            return httpx.Client(verify=verify, proxy=self._settings.proxy, limits=limits)
+            client = httpx.Client(verify=verify, proxy=self._settings.proxy, limits=limits)
         except ImportError as exc:  # SOCKS without its package
             raise ConfigurationError(f"proxy: {exc}") from exc
+        _deadline.install(client)
+        return client
 
     def exchange(
         self, method: str, address: Address, path: str, content: bytes | None = None, timeout: float | None = None
@@ -137,15 +142,12 @@ class Http:
             request = client.build_request(
                 method, url, content=content, headers=self._headers[address.url], timeout=timeout
             )
-            response = client.send(request, stream=True, follow_redirects=False)
-            try:
-                chunks = []
-                for chunk in response.iter_bytes():
-                    chunks.append(chunk)
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("")
-            finally:
-                response.close()
+            with _deadline.until(deadline):
+                response = client.send(request, stream=True, follow_redirects=False)
+                try:
+                    body = b"".join(_in_time(response, deadline))
+                finally:
+                    response.close()
         except httpx.TimeoutException as exc:
             if "handshake" in str(exc):
                 what = f"TLS: {exc}; if the server speaks plain HTTP there, write http:// in base_url"
@@ -162,7 +164,7 @@ class Http:
             raise self._located(ServerUnreachableError, address, _why(exc)) from exc
         except RuntimeError as exc:  # httpx: "Cannot send a request, as the client has been closed."
             raise self._located(ConfigurationError, address, f"http_client: {exc}") from exc
-        return HttpReply(response.status_code, response.headers, b"".join(chunks))
+        return HttpReply(response.status_code, response.headers, body)
 
     def _located(self, kind: type[VLLMEmbedError], address: Address, what: str) -> VLLMEmbedError:
         return kind(f"{address.url}: {without(what, self.secrets)}", endpoint=address.url)
@@ -198,6 +200,14 @@ def _headers(address: Address, key: str | None, settings: Settings) -> dict[str,
         headers["authorization"] = authorization
     headers.update({name.lower(): value for name, value in (settings.default_headers or {}).items()})
     return headers
+
+
+def _in_time(response: httpx.Response, deadline: float) -> Iterator[bytes]:
+    """The body's chunks; a given client's sockets do not know the deadline."""
+    for chunk in response.iter_bytes():
+        yield chunk
+        if time.monotonic() > deadline:
+            raise httpx.ReadTimeout("")
 
 
 def _same_origin(url: httpx.URL, reply: HttpReply) -> httpx.URL | None:

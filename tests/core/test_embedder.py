@@ -411,8 +411,9 @@ def test_redirects_are_followed_within_the_origin_only(server: FakeVLLMServer, e
         assert other.connections == 0
 
 
-def test_a_reply_that_trickles_in_is_cut_off_by_the_timeout(server: FakeVLLMServer) -> None:
-    server.order(Fault.trickle(200.0))
+@pytest.mark.parametrize("fault", [Fault.trickle(200.0), Fault.trickle_headers(20.0)], ids=["body", "headers"])
+def test_a_reply_that_trickles_in_is_cut_off_by_the_timeout(server: FakeVLLMServer, fault: Fault) -> None:
+    server.order(fault)
     start = time.monotonic()
     with (
         Embedder(base_url=server.base_url, timeout=0.3, max_retries=0) as embedder,
