@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from vllm_embed import _wire
-from vllm_embed._server import Failed
+from vllm_embed._backend import Failed
 from vllm_embed.errors import (
     BadReplyError,
     ClosedError,
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from vllm_embed._dispatch import Counters, Limits
+    from vllm_embed._backend import Backend, Limits
+    from vllm_embed._dispatch import Counters
     from vllm_embed._job import Part
-    from vllm_embed._server import Server
     from vllm_embed._wire import Reply
     from vllm_embed.settings import Settings
 
@@ -52,10 +52,10 @@ class _TooLarge(Exception):  # noqa: N818 - never leaves this file
 
 
 class Carrier:
-    """Carries parts to the server, from any thread, and settles every text of them.
+    """Carries parts to the backend, from any thread, and settles every text of them.
 
     Args:
-        server: where to.
+        backend: where to.
         settings: `max_retries` and `retry_deadline`.
         limits: lowered to what passed when a request turns out too large.
         counters: counted up.
@@ -64,13 +64,13 @@ class Carrier:
 
     def __init__(
         self,
-        server: Server,
+        backend: Backend,
         settings: Settings,
         limits: Limits,
         counters: Counters,
         pause: Callable[[float, Callable[[], bool]], None],
     ) -> None:
-        self._server = server
+        self._backend = backend
         self._attempts = settings.max_retries + 1
         self._deadline_s = settings.retry_deadline
         self._limits = limits
@@ -123,7 +123,7 @@ class Carrier:
         if part.fields in self._proven:
             return None
         try:
-            self._server.send([_PROBE], part.fields)
+            self._backend.send([_PROBE], part.fields)
         except Failed as failed:
             if not isinstance(failed.error, InvalidInputError):
                 return failed.error
@@ -159,7 +159,7 @@ class _Trial:
 
     def __init__(self, carrier: Carrier, part: Part) -> None:
         self._carrier = carrier
-        self._server = carrier._server  # noqa: SLF001 - two halves of one thing
+        self._backend = carrier._backend  # noqa: SLF001 - two halves of one thing
         self._part = part
         self._texts = part.texts()
         self._failed: Failed | None = None
@@ -176,7 +176,7 @@ class _Trial:
         part.attempts += 1
         with counters.flying(len(self._texts)):
             try:
-                reply = self._server.send(self._texts, part.fields, self._failed.replica if self._failed else None)
+                reply = self._backend.send(self._texts, part.fields, self._failed.place if self._failed else None)
             except Failed as failed:
                 self._failed = failed
                 self._since = self._since or time.monotonic()
@@ -197,7 +197,7 @@ class _Trial:
     def wait(self, state: RetryCallState) -> float:
         failed = self._failed
         assert failed is not None  # noqa: S101 - tenacity waits after a failure only
-        if failed.replica is not None and self._server.replicas.another(failed.replica):
+        if failed.place is not None and self._backend.another(failed.place):
             return 0.0
         if failed.retry_after is not None:
             return failed.retry_after * random.uniform(1.0, 1.1)  # noqa: S311 - jitter
@@ -228,8 +228,8 @@ class _Trial:
         if isinstance(error, ClosedError) or not self.passing(failed):
             return error
         text = str(error)
-        if len(self._server.replicas) > 1:
-            text = f"no replica answered. {self._server.replicas.troubles()}"
+        if troubles := self._backend.troubles():
+            text = f"no replica answered. {troubles}"
         spent = time.monotonic() - (self._since or time.monotonic())
         tried = f"{self._part.attempts} attempts in {spent:.1f} s" if self._part.attempts > 1 else "1 attempt"
         asked = f", the server asked to wait {failed.retry_after:g} s" if failed.retry_after else ""

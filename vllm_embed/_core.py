@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vllm_embed._backend import Backend
     from vllm_embed.settings import Kind, Settings
 
 __all__ = ["PROBE", "Core", "listed"]
@@ -26,11 +27,11 @@ PROBE = "a"
 
 
 class Core:
-    """The server, the queue and the bound, shared by siblings; closed by the last of them."""
+    """The backend, the queue and the bound, shared by siblings; closed by the last of them."""
 
     def __init__(self, settings: Settings) -> None:
-        self.server = Server(settings)
-        self.dispatcher = Dispatcher(self.server, settings)
+        self.backend: Backend = Server(settings)
+        self.dispatcher = Dispatcher(self.backend, settings)
         self.dimension = settings.dimensions or 0
         self._fields = _fields(settings)
         self._users = 0

@@ -7,7 +7,6 @@ import contextlib
 import os
 import threading
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_embed._carry import Carrier
@@ -17,29 +16,14 @@ from vllm_embed.errors import ClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vllm_embed._backend import Backend
     from vllm_embed._job import Job
-    from vllm_embed._server import Server
     from vllm_embed.settings import Settings
 
-__all__ = ["Counters", "Dispatcher", "Limits"]
+__all__ = ["Counters", "Dispatcher"]
 
 _IDLE_S = 5.0
 """A worker thread without work ends after this long."""
-
-
-@dataclass
-class Limits:
-    """Most texts and characters of one request; lowered to what passed where a server takes less."""
-
-    texts: int
-    chars: int
-
-    def remember(self, status: int, passed: Sequence[Part]) -> None:
-        """After a request was halved, keep to the largest size that passed: in bytes for 413, in texts for 503."""
-        if status == 413:
-            self.chars = min(self.chars, max(sum(map(len, part.texts())) for part in passed))
-        else:
-            self.texts = min(self.texts, max(map(len, passed)))
 
 
 class Counters:
@@ -80,21 +64,21 @@ class Counters:
 
 
 class Dispatcher:
-    """Carries jobs over at most `server.slots` requests at once, whichever calls and threads they come from.
+    """Carries jobs over at most `backend.slots` requests at once, whichever calls and threads they come from.
 
     Worker threads start when there is work, are daemons, and end when idle. A sync caller that finds a place free
     carries its own texts in its own thread: a hand-over to another thread costs up to 1 ms.
 
     Args:
-        server: where requests go.
-        settings: batch and retry options.
+        backend: where requests go, and what one of them may hold.
+        settings: retry options.
     """
 
-    def __init__(self, server: Server, settings: Settings) -> None:
+    def __init__(self, backend: Backend, settings: Settings) -> None:
         self.counters = Counters()
-        self.limits = Limits(settings.batch_size, settings.max_batch_chars)
-        self._server = server
-        self._carrier = Carrier(server, settings, self.limits, self.counters, self._pause)
+        self.limits = backend.limits
+        self._backend = backend
+        self._carrier = Carrier(backend, settings, self.limits, self.counters, self._pause)
         self.closed = False
         self._afresh()
         _all.add(self)
@@ -122,7 +106,7 @@ class Dispatcher:
         try:
             with self._changed:
                 self._enqueue(job)
-                mine = self._busy < self._server.slots
+                mine = self._busy < self._backend.slots
                 part = self._cut(job) if mine else None
                 self._busy += mine
                 self._wake()
@@ -192,7 +176,7 @@ class Dispatcher:
 
     def _wake(self) -> None:
         """See that someone takes the next part, if there is one and a place free; who takes it looks for the next."""
-        if self._busy < self._server.slots and self._waiting() is not None:
+        if self._busy < self._backend.slots and self._waiting() is not None:
             if self._idle:
                 self._changed.notify()
             else:
@@ -202,11 +186,11 @@ class Dispatcher:
         while True:
             with self._changed:
                 part = None
-                while self._busy >= self._server.slots or (part := self._next()) is None:
+                while self._busy >= self._backend.slots or (part := self._next()) is None:
                     self._idle += 1
                     woken = self.closed or self._changed.wait(_IDLE_S)
                     self._idle -= 1
-                    if self.closed or (not woken and (self._busy >= self._server.slots or self._waiting() is None)):
+                    if self.closed or (not woken and (self._busy >= self._backend.slots or self._waiting() is None)):
                         return
                 self._busy += 1
                 self._wake()
@@ -235,13 +219,13 @@ class Dispatcher:
             self._paused.notify_all()
         for job in jobs:
             job.fail(ClosedError())
-        self._server.close()
+        self._backend.close()
 
     def forked(self) -> None:
         """In a forked child: the parent's threads, queue and connections are not ours."""
         self._afresh()
         self.counters.forked()
-        self._server.forked()
+        self._backend.forked()
 
 
 _all: weakref.WeakSet[Dispatcher] = weakref.WeakSet()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from vllm_embed import _address, _wire
+from vllm_embed._backend import About, Failed, Limits
 from vllm_embed._http import Http
 from vllm_embed._replicas import Replica, Replicas
 from vllm_embed.errors import (
@@ -25,6 +26,7 @@ from vllm_embed.errors import (
     ServerUnreachableError,
     VLLMEmbedError,
 )
+from vllm_embed.info import EndpointInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from vllm_embed._wire import Reply
     from vllm_embed.settings import Settings
 
-__all__ = ["Failed", "ModelCard", "Server"]
+__all__ = ["ModelCard", "Server"]
 
 _log = logging.getLogger("vllm_embed")
 
@@ -50,16 +52,6 @@ class ModelCard:
     max_model_len: int | None
 
 
-class Failed(Exception):  # noqa: N818 - never leaves the core
-    """One attempt failed: the typed error, and what the retry needs beside it."""
-
-    def __init__(self, error: VLLMEmbedError, replica: Replica | None = None, retry_after: float | None = None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.replica = replica
-        self.retry_after = retry_after
-
-
 class Server:
     """One or many replicas of `vllm serve`.
 
@@ -72,7 +64,8 @@ class Server:
         addresses = _address.addresses(settings.base_url)
         self._http = Http(settings, addresses)
         self.replicas = Replicas(addresses, settings.max_concurrency)
-        self._limits: dict[str, int | None] = {}
+        self.limits = Limits(settings.batch_size, settings.max_batch_chars)
+        self._lengths: dict[str, int | None] = {}
         self._model = settings.model
         self._asking = threading.Lock()
 
@@ -136,9 +129,9 @@ class Server:
             names = ", ".join(repr(card.id) for card in cards)
             raise ConfigurationError(f"the replicas serve different models: {url} serves {names}, not {model!r}")
         if card is not None:
-            self._limits[url] = card.max_model_len
-            if len(set(self._limits.values())) > 1:
-                told = "; ".join(f"{where}: {limit}" for where, limit in self._limits.items())
+            self._lengths[url] = card.max_model_len
+            if len(set(self._lengths.values())) > 1:
+                told = "; ".join(f"{where}: {limit}" for where, limit in self._lengths.items())
                 raise ConfigurationError(f"the replicas differ in max_model_len, so in what they cut or refuse: {told}")
         replica.checked = True
 
@@ -160,6 +153,14 @@ class Server:
                 status=answer.status,
             )
         return error
+
+    def another(self, than: Replica) -> bool:
+        """Whether a replica other than this one is up."""
+        return self.replicas.another(than)
+
+    def troubles(self) -> str:
+        """Each replica with its last failure; "" for a single one."""
+        return self.replicas.troubles() if len(self.replicas) > 1 else ""
 
     def model(self) -> str:
         """Name to send: the setting, or the one model that the server lists, asked for once.
@@ -223,6 +224,36 @@ class Server:
             )
             return answer.status in (200, 401, 403, 404)
         return False
+
+    def about(self) -> About:
+        """What every replica says now."""
+        card = None
+        endpoints = []
+        for replica in self.replicas.all:
+            with contextlib.suppress(VLLMEmbedError):
+                card = card or self.card(replica)
+            endpoints.append(
+                EndpointInfo(
+                    url=replica.address.url,
+                    healthy=self.healthy(replica),
+                    state=self.replicas.state(replica),
+                    version=self.version(replica),
+                    **self._counted(replica),
+                )
+            )
+        return About(
+            root=card.root if card else None,
+            max_model_len=card.max_model_len if card else None,
+            version=next((endpoint.version for endpoint in endpoints if endpoint.version), None),
+            endpoints=tuple(endpoints),
+        )
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Counters of each replica, by URL."""
+        return {replica.address.url: self._counted(replica) for replica in self.replicas.all}
+
+    def _counted(self, replica: Replica) -> dict[str, int]:
+        return {name: getattr(replica, name) for name in ("requests", "texts", "failures", "in_flight")}
 
     def _patience(self) -> float:
         return min(_ASK_S, self._settings.timeout)

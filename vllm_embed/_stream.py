@@ -30,7 +30,7 @@ def blocks(core: Core, texts: Iterator[Any], make: Callable[[list[Any]], Job], o
     read, more = 0, True
     try:
         while True:
-            while more and len(ahead) < _AHEAD * core.server.slots:
+            while more and len(ahead) < _AHEAD * core.backend.slots:
                 block = _cut(texts, limits.texts, limits.chars)
                 if not block:
                     more = False

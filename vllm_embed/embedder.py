@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from vllm_embed import _stream
 from vllm_embed._core import PROBE, Core, listed
-from vllm_embed.errors import ClosedError, ConfigurationError, VLLMEmbedError
-from vllm_embed.info import Block, EndpointInfo, ServerInfo, Stats
+from vllm_embed.errors import ClosedError, ConfigurationError
+from vllm_embed.info import Block, ServerInfo, Stats
 from vllm_embed.settings import Kind, Settings
 
 if TYPE_CHECKING:
@@ -153,34 +153,17 @@ class Embedder:
             VLLMEmbedError: when the model cannot be told, or no replica embeds.
         """
         self._check_open()
-        server = self._core.server
-        model = server.model()
+        model = self._core.backend.model()
         if not self._core.dimension:
             self.embed([PROBE], prompt="")
-        card = None
-        endpoints = []
-        for replica in server.replicas.all:
-            with contextlib.suppress(VLLMEmbedError):
-                card = card or server.card(replica)
-            endpoints.append(
-                EndpointInfo(
-                    url=replica.address.url,
-                    healthy=server.healthy(replica),
-                    state=server.replicas.state(replica),
-                    version=server.version(replica),
-                    requests=replica.requests,
-                    texts=replica.texts,
-                    failures=replica.failures,
-                    in_flight=replica.in_flight,
-                )
-            )
+        about = self._core.backend.about()
         return ServerInfo(
             model=model,
-            root=card.root if card else None,
+            root=about.root,
             dimension=self._core.dimension,
-            max_model_len=card.max_model_len if card else None,
-            version=next((endpoint.version for endpoint in endpoints if endpoint.version), None),
-            endpoints=tuple(endpoints),
+            max_model_len=about.max_model_len,
+            version=about.version,
+            endpoints=about.endpoints,
         )
 
     def stats(self) -> Stats:
@@ -193,15 +176,7 @@ class Embedder:
             prompt_tokens=counters.prompt_tokens,
             in_flight=counters.in_flight,
             most_in_flight=counters.most_in_flight,
-            endpoints={
-                replica.address.url: {
-                    "requests": replica.requests,
-                    "texts": replica.texts,
-                    "failures": replica.failures,
-                    "in_flight": replica.in_flight,
-                }
-                for replica in self._core.server.replicas.all
-            },
+            endpoints=self._core.backend.traffic(),
         )
 
     def with_prompts(self, *, query: str | None = _SAME, document: str | None = _SAME) -> Embedder:
