@@ -99,16 +99,30 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         return {**super().to_payload(), "dimensions": self.dimensions}
 
     @model_serializer(mode="wrap")
-    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+    def custom_model_dump(
+        self,
+        handler: SerializerFunctionWrapHandler,
+        info: SerializationInfo,  # noqa: ARG002 - as LlamaIndex declares it
+    ) -> dict[str, Any]:
         """LlamaIndex's dump: what decides a vector. A model of None is asked for first."""
         dumped = handler(self)
-        model = self.model or self._embedder.info().model
+        model = self._embedder.model()
         return {
             **{name: dumped[name] for name in _IDENTITY if name in dumped},
             "model": model,
             "model_name": model,
             "class_name": self.class_name(),
         }
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """As `to_dict`. The model is asked for here: an error in a serializer comes out as pydantic's, not as ours."""
+        self._embedder.model()
+        return super().model_dump(**options)
+
+    def model_dump_json(self, **options: Any) -> str:
+        """As `to_json`."""
+        self._embedder.model()
+        return super().model_dump_json(**options)
 
     def _arguments(self) -> dict[str, Any]:
         return {**super()._arguments(), "embed_batch_size": self.embed_batch_size, "num_workers": self.num_workers}
@@ -117,7 +131,7 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         return {name: getattr(self, name) for name in _FRAMEWORK}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some settings changed. LlamaIndex's own objects are shared: what watches this watches the copy."""
+        """A copy with some settings changed; LlamaIndex's own objects are shared with it."""
         return super().model_copy(update={**self._framework(), **(update or {})}, deep=deep)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -224,7 +224,7 @@ class Settings(BaseModel):
                 f"{', '.join(ignored)}: ignored. Texts are sent as text and the server's own tokenizer reads them, so "
                 "there is nothing to count or split here; for texts over the model's limit see long_text.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         return known
 
