@@ -27,6 +27,8 @@ _IDENTITY = (
     "query_prompt",
     "document_prompt",
     "dimensions",
+    "dimensions_fallback",
+    "normalize",
     "long_text",
     "blank_text",
     "unicode",

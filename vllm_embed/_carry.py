@@ -11,6 +11,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from vllm_embed import _wire
 from vllm_embed._backend import Failed
+from vllm_embed._shape import Shape
 from vllm_embed.errors import (
     BadReplyError,
     ClosedError,
@@ -77,6 +78,7 @@ class Carrier:
         self._counters = counters
         self._pause = pause
         self._proven: list[Mapping[str, Any]] = []
+        self._shape = Shape(backend, settings)
 
     def carry(self, part: Part) -> None:
         """Settle every text: a vector, a refusal, or the job's error. Raises only what is not an Exception."""
@@ -87,27 +89,30 @@ class Carrier:
             part = todo.pop().live()
             if not part.segments:
                 continue
+            trial = _Trial(self, part)
             try:
-                reply = self._persist(part)
+                vectors = self._shape.finish(self._persist(trial).vectors)
             except _TooLarge as exc:
                 too_large = exc.status
-                todo.extend(reversed(part.halves(by_length=False)))
+                todo.extend(reversed(trial.part.halves(by_length=False)))
             except VLLMEmbedError as exc:
-                todo.extend(self._refused(part, exc))
+                todo.extend(self._refused(trial.part, exc))
             except Exception as exc:  # noqa: BLE001 - a defect of ours must not leave a caller waiting
-                part.fail(exc)
+                trial.part.fail(exc)
             else:
                 if part.fields not in self._proven:
                     self._proven.append(part.fields)
-                passed.append(part)
-                part.deliver(reply.vectors)
+                passed.append(trial.part)
+                trial.part.deliver(vectors)
         if too_large and passed:
             self._limits.remember(too_large, passed)
 
     def _refused(self, part: Part, error: VLLMEmbedError) -> Sequence[Part]:
         """Settle a part that got no vectors; what is returned is to be tried by itself."""
         if isinstance(error, BadReplyError) and error.vectors is not None:
-            part.deliver_finite(error)
+            part.deliver_finite(error.copy(vectors=self._shape.finish(error.vectors)))
+        elif self._shape.cuts_instead(error):
+            return (part,)
         elif not isinstance(error, InvalidInputError):
             part.fail(error)
         elif not _wire.blames_text(error) and (culprit := self._probe(part, error)) is not None:
@@ -132,14 +137,13 @@ class Carrier:
         self._proven.append(part.fields)
         return None
 
-    def _persist(self, part: Part) -> Reply:
+    def _persist(self, trial: _Trial) -> Reply:
         """The reply to one request, after as many attempts as are allowed.
 
         Raises:
             _TooLarge: it must be halved.
             VLLMEmbedError: the last attempt's, with what was tried.
         """
-        trial = _Trial(self, part)
         retrying = Retrying(
             retry=retry_if_exception(trial.passing),
             wait=trial.wait,
@@ -160,23 +164,25 @@ class _Trial:
     def __init__(self, carrier: Carrier, part: Part) -> None:
         self._carrier = carrier
         self._backend = carrier._backend  # noqa: SLF001 - two halves of one thing
-        self._part = part
+        self.part = part
+        """What is being carried: without the jobs that ended meanwhile, so its rows are the reply's."""
         self._texts = part.texts()
         self._failed: Failed | None = None
         self._since: float | None = None
         self._refused_503 = 0
 
     def once(self) -> Reply:
-        part, counters = self._part, self._carrier._counters  # noqa: SLF001
+        part, counters, shape = self.part, self._carrier._counters, self._carrier._shape  # noqa: SLF001
         if self._failed is not None:
-            part = self._part = part.live()
+            part = self.part = part.live()
             if not part.segments:
                 raise ClosedError  # every job in it is over: nobody waits
             self._texts = part.texts()
         part.attempts += 1
         with counters.flying(len(self._texts)):
             try:
-                reply = self._backend.send(self._texts, part.fields, self._failed.place if self._failed else None)
+                fields = shape.fields(part.fields)
+                reply = self._backend.send(self._texts, fields, self._failed.place if self._failed else None)
             except Failed as failed:
                 self._failed = failed
                 self._since = self._since or time.monotonic()
@@ -220,7 +226,7 @@ class _Trial:
 
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
-            self._carrier._pause(seconds, lambda: not self._part.live().segments)  # noqa: SLF001
+            self._carrier._pause(seconds, lambda: not self.part.live().segments)  # noqa: SLF001
 
     def told(self, failed: Failed) -> VLLMEmbedError:
         """The last error, with the attempts and, for several replicas, what each of them said."""
@@ -231,7 +237,7 @@ class _Trial:
         if troubles := self._backend.troubles():
             text = f"no replica answered. {troubles}"
         spent = time.monotonic() - (self._since or time.monotonic())
-        tried = f"{self._part.attempts} attempts in {spent:.1f} s" if self._part.attempts > 1 else "1 attempt"
+        tried = f"{self.part.attempts} attempts in {spent:.1f} s" if self.part.attempts > 1 else "1 attempt"
         asked = f", the server asked to wait {failed.retry_after:g} s" if failed.retry_after else ""
         return error.copy(f"{text} (gave up after {tried}{asked})")
 

@@ -118,6 +118,8 @@ def _fields(settings: Settings) -> dict[str, Any]:
     fields = dict(settings.extra_body or {})
     if settings.dimensions is not None:
         fields["dimensions"] = settings.dimensions
+    if settings.normalize is False:
+        fields["use_activation"] = False
     if settings.long_text == "truncate":
         fields["truncate_prompt_tokens"] = -1  # and no truncation_side: setting one cuts [SEP] or EOS
     return fields

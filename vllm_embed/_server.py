@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Server:
         self.limits = Limits(settings.batch_size, settings.max_batch_chars)
         self._lengths: dict[str, int | None] = {}
         self._model = settings.model
+        self._version: str | None = None
         self._asking = threading.Lock()
 
     @property
@@ -81,7 +83,7 @@ class Server:
             Failed: holding the typed error; what to do about it is the caller's to decide.
         """
         try:
-            body = _wire.request_body(self.model(), texts, fields)
+            body = _wire.request_body(self.model(), texts, self._as_known(fields))
         except VLLMEmbedError as exc:
             raise Failed(exc) from exc
         replica = self.replicas.take(avoid)
@@ -112,6 +114,17 @@ class Server:
             _log.debug("%s: %d texts, %.1f ms, status %d", replica.address.url, len(texts), ms, status)
         self.replicas.done(replica, len(texts), time.monotonic() - start)
         return reply
+
+    def _as_known(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields under the names that this server's version knows; asked for once, and only where it matters."""
+        if "use_activation" not in fields:
+            return fields
+        if self._version is None:
+            self._version = self.version(self.replicas.all[0]) or ""
+        numbers = re.match(r"0\.(\d+)", self._version)
+        if numbers and int(numbers[1]) < 16:  # use_activation was called normalize from 0.10.2 to 0.15
+            return {"normalize" if name == "use_activation" else name: value for name, value in fields.items()}
+        return fields
 
     def _compare(self, replica: Replica) -> None:
         """Once a replica, and again after a failure: it serves our model as the others do.

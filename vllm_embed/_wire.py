@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Reply", "blames_text", "read_error", "read_reply", "request_body"]
+__all__ = ["Reply", "blames_text", "read_error", "read_reply", "refuses_dimensions", "request_body"]
 
 
 class Reply(NamedTuple):
@@ -175,7 +175,7 @@ def _refusal(status: int, said: str, quoted: str, param: str) -> VLLMEmbedError:
     if _REQUEST.search(said):
         return ServerStatusError(
             f"{status} {quoted} Leave dimensions out for the model's own width; if the model is Matryoshka, start vLLM "
-            "with --hf-overrides '{\"is_matryoshka\": true}'",
+            "with --hf-overrides '{\"is_matryoshka\": true}', or set dimensions_fallback=\"client\"",
             status=status,
         )
     if param.startswith("body."):
@@ -186,6 +186,11 @@ def _refusal(status: int, said: str, quoted: str, param: str) -> VLLMEmbedError:
 def blames_text(error: VLLMEmbedError) -> bool:
     """Whether the message is one of vLLM's that is known to be about a text rather than about the request."""
     return isinstance(error, InputTooLongError) or bool(_TEXT.search(str(error)))
+
+
+def refuses_dimensions(error: VLLMEmbedError) -> bool:
+    """Whether the model was asked for a width that it is not allowed to give."""
+    return isinstance(error, ServerStatusError) and error.status == 400 and bool(_REQUEST.search(str(error)))
 
 
 def _said(content: bytes) -> tuple[str, str]:

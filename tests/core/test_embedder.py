@@ -97,7 +97,7 @@ def test_settings_reach_the_wire(embed: Embed) -> None:
             base_url=server.base_url, default_headers={"X-Tenant": "t1"}, api_key="k1", **options
         ) as embedder:
             assert embed(embedder, ["word " * 400]).shape == (1, 8)
-        body, headers = server.bodies[0], server.request_headers[0]
+        body, headers = server.bodies[-1], server.request_headers[-1]
     assert {name: body[name] for name in ("dimensions", "truncate_prompt_tokens", "priority", "model")} == {
         "dimensions": 8,
         "truncate_prompt_tokens": -1,

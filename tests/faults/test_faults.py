@@ -248,7 +248,7 @@ def test_dimensions_of_a_model_that_has_none_are_explained_at_once(server: FakeV
     with Embedder(base_url=server.base_url, model="fake-model", dimensions=8) as embedder:
         with pytest.raises(errors.ServerStatusError, match="is_matryoshka"):
             embedder.embed(TEXTS)
-    assert server.requests == 1
+    assert server.requests == 2  # and one look at the model's own width
 
 
 def test_413_halves_the_request_and_the_size_that_passed_is_kept(server: FakeVLLMServer) -> None:
@@ -330,6 +330,26 @@ def test_after_ctrl_c_no_new_request_goes_out_and_the_object_works_on(server: Fa
         server.delay_s = 0.0
         right(server, ["after"], embedder.embed(["after"]))
     assert server.requests <= 3
+
+
+def test_of_two_calls_in_one_request_a_cancelled_one_leaves_the_other_its_own_rows(server: FakeVLLMServer) -> None:
+    async def ask() -> np.ndarray:
+        with server.hold():
+            first = asyncio.create_task(embedder.aembed(["first"]))
+            await asyncio.to_thread(server.wait_for, requests=1)
+            leaves = asyncio.create_task(embedder.aembed(["x", "y"]))
+            stays = asyncio.create_task(embedder.aembed(["z"]))
+            await asyncio.sleep(0)
+        while not embedder.stats().retries:
+            await asyncio.sleep(0.001)
+        leaves.cancel()
+        await first
+        return await stays
+
+    server.order(Fault.status(503, headers={"Retry-After": "0.2"}), when=lambda body: "z" in body["input"])
+    with Embedder(base_url=server.base_url, model="fake-model", max_concurrency=1) as embedder:
+        right(server, ["z"], asyncio.run(ask()))
+    assert [body["input"] for body in server.bodies][1:] == [["x", "y", "z"], ["z"]]
 
 
 def test_a_cancelled_call_does_not_sit_out_its_pause(server: FakeVLLMServer, embedder: Embedder) -> None:
