@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -16,12 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StrictBool,
     ValidationError,
     field_serializer,
     model_validator,
 )
 
-from vllm_embed import _address
+from vllm_embed import _address, _checks, _engine_args, _told
 from vllm_embed.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,71 +31,15 @@ __all__ = ["Kind", "Settings"]
 
 Kind = Literal["query", "document"]
 
-_SECRET = frozenset({"api_key", "base_url", "default_headers", "http_client", "proxy"})
-"""Options whose values no message may quote."""
-
 _IGNORED = frozenset({"check_embedding_ctx_length", "embedding_ctx_length", "tiktoken_enabled", "tiktoken_model_name"})
 """OpenAIEmbeddings' tokenizer options: text is sent as text here, so there is nothing for them to steer."""
-
-_HINTS = {
-    "additional_kwargs": "extra_body takes the request fields",
-    "async_http_client": "http_client (an httpx.Client) serves sync and async calls alike",
-    "http_async_client": "http_client (an httpx.Client) serves sync and async calls alike",
-    "headers": "did you mean default_headers?",
-    "model_kwargs": "extra_body takes the request fields",
-    "openai_proxy": "did you mean proxy?",
-    "organization": "vLLM has no organizations; default_headers takes any header",
-}
-
-_OURS = {
-    "dimensions": "the option dimensions",
-    "embed_dtype": "nothing: float32 is what arrives",
-    "encoding_format": "nothing: base64 is what arrives",
-    "endianness": "nothing: little endian is what arrives",
-    "input": "the texts",
-    "model": "the option model",
-    "truncate_prompt_tokens": 'the option long_text="truncate"',
-}
-"""Request fields that extra_body may not set, and what sets them."""
-
-
-def _model(value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise ValueError("an empty name; leave it out to take the one model that the server lists")
-    return value
-
-
-def _key(value: Any) -> Any:
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str):
-        return value
-    text = text.strip()
-    if not (text.isascii() and text.isprintable()):
-        raise ValueError("a key is printable ASCII; this one holds other characters")
-    return SecretStr(text) if text else None
-
-
-def _prompt(value: str | None) -> str | None:
-    if value == "auto":
-        raise ValueError('"auto" is not available in this version; give the prompt itself, such as "query: "')
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:
-        raise ValueError("a prompt must be valid Unicode; this one holds half a surrogate pair") from None
-    return value
-
-
-def _body(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    if taken := sorted(set(value or {}) & set(_OURS)):
-        raise ValueError("; ".join(f"{name!r} is set by {_OURS[name]}" for name in taken))
-    return value
 
 
 def _env(name: str, default: str | None = None) -> Callable[[], Any]:
     return lambda: os.environ.get(name) or default
 
 
-Prompt = Annotated[str | None, AfterValidator(_prompt)]
+Prompt = Annotated[str | None, AfterValidator(_checks.prompt)]
 
 
 class Settings(BaseModel):
@@ -120,7 +64,7 @@ class Settings(BaseModel):
     }
     """Other libraries' names for our options."""
 
-    model: Annotated[str | None, AfterValidator(_model)] = None
+    model: Annotated[str | None, AfterValidator(_checks.model)] = None
     """Name the server knows the model by. None: the one model it lists."""
 
     base_url: Annotated[str | list[str], BeforeValidator(_address.parse)] = Field(
@@ -128,10 +72,16 @@ class Settings(BaseModel):
     )
     """Where the server is, or a list of its replicas; with or without `/v1`. Default: env VLLM_BASE_URL."""
 
-    api_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
+    api_key: Annotated[SecretStr | None, BeforeValidator(_checks.key)] = Field(
         default_factory=_env("VLLM_API_KEY"), validate_default=True
     )
     """The server's `--api-key`. Default: env VLLM_API_KEY, else none. OPENAI_API_KEY is never read."""
+
+    in_process: StrictBool = False
+    """True: vLLM runs in this process (`vllm.LLM`) and sizes its batches itself; there is nothing to time or retry."""
+
+    engine_args: Annotated[dict[str, Any], AfterValidator(_engine_args.check)] = Field(default_factory=dict)
+    """Arguments of `vllm.LLM`, in process: dtype, hf_overrides, pooler_config, gpu_memory_utilization, ..."""
 
     query_prompt: Prompt = None
     """Put before each query, exactly as written, or a template with `{text}`."""
@@ -172,7 +122,7 @@ class Settings(BaseModel):
     default_headers: Annotated[dict[str, str] | None, BeforeValidator(_address.headers)] = None
     """Sent with every request; they win over our own."""
 
-    extra_body: Annotated[dict[str, Any] | None, AfterValidator(_body)] = None
+    extra_body: Annotated[dict[str, Any] | None, AfterValidator(_checks.body)] = None
     """Further vLLM request fields, such as {"priority": 1}."""
 
     verify: bool | str | None = None
@@ -191,14 +141,22 @@ class Settings(BaseModel):
 
         def __init__(self, /, **options: Any) -> None:
             try:
-                super().__init__(**self._canonical(options))
+                super().__init__(**self._placed(self._canonical(options)))
             except ValidationError as exc:
-                raise ConfigurationError(_told(exc, options)) from None
+                raise ConfigurationError(_told.told(exc, options)) from None
 
         def __setattr__(self, name: str, value: Any) -> None:
             if self.aliases.get(name, name) in Settings.model_fields:
                 raise ConfigurationError(f"{name} is frozen; model_copy(update={{{name!r}: ...}}) gives a changed copy")
             super().__setattr__(name, value)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.engine_args and not self.in_process:
+            raise ValueError("engine_args: only with in_process=True; a server takes them on its command line")
+        if self.in_process and self.model is None:
+            raise ValueError("model: with in_process=True, name a hub id or a folder")
+        return self
 
     @model_validator(mode="after")
     def _client_alone(self) -> Self:
@@ -215,7 +173,7 @@ class Settings(BaseModel):
             if name in _IGNORED:
                 continue
             if ours not in cls.model_fields:
-                raise ConfigurationError(_unknown(cls.__name__, name, [*cls.model_fields, *cls.aliases]))
+                raise ConfigurationError(_told.unknown(cls.__name__, name, [*cls.model_fields, *cls.aliases]))
             if ours in known and known[ours] != value:
                 raise ConfigurationError(f"{ours} is given twice, once as {name}: leave one of them out")
             known[ours] = value
@@ -228,6 +186,17 @@ class Settings(BaseModel):
             )
         return known
 
+    @classmethod
+    def _placed(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options with either a server or, in process, none, whatever the environment says."""
+        if options.get("in_process") is not True:
+            return options
+        if given := _engine_args.given(options):
+            raise ConfigurationError(
+                f"{', '.join(given)}: for a server only; with in_process=True vLLM runs in this process, leave it out"
+            )
+        return {**options, **_engine_args.NEUTRAL}
+
     @field_serializer("base_url", "proxy")
     def _hide_credentials(self, value: str | list[str] | None) -> Any:
         return _address.hidden(value)
@@ -238,6 +207,8 @@ class Settings(BaseModel):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
+            if self.in_process and name in _engine_args.NEUTRAL:
+                continue
             if name in {"base_url", "proxy"}:
                 yield name, _address.hidden(value)
             elif name == "default_headers":
@@ -247,7 +218,8 @@ class Settings(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """Every option and its value, secrets included: what makes an equal object."""
-        return {name: getattr(self, name) for name in Settings.model_fields}
+        absent = _engine_args.NEUTRAL if self.in_process else ()
+        return {name: getattr(self, name) for name in Settings.model_fields if name not in absent}
 
     def _arguments(self) -> dict[str, Any]:
         """What the constructor needs to make this object again. An adapter adds its framework's fields."""
@@ -259,7 +231,11 @@ class Settings(BaseModel):
         client = arguments.pop("http_client")  # is shared: connections cannot be copied
         if deep:
             arguments = copy.deepcopy(arguments)
-        return type(self)(**{**arguments, "http_client": client, **self._canonical(update or {})})
+        changes = self._canonical(update or {})
+        kept = {**arguments, "http_client": client}
+        if changes.get("in_process"):
+            kept = {name: value for name, value in kept.items() if name not in _engine_args.SERVERS}
+        return type(self)(**{**kept, **changes})
 
     def __copy__(self) -> Self:
         return self.model_copy()
@@ -278,22 +254,3 @@ class Settings(BaseModel):
 
 def _restore(cls: type[Settings], arguments: dict[str, Any]) -> Settings:
     return cls(**arguments)
-
-
-def _unknown(owner: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = _HINTS.get(name) or (f"did you mean {near[0]}?" if near else "see the settings table in the README")
-    return f"{owner} has no option {name!r}: {hint}"
-
-
-def _told(exc: ValidationError, options: Mapping[str, Any]) -> str:
-    """A pydantic error in our words: the option, its value unless it may hold a secret, and what is allowed."""
-    lines = []
-    for error in exc.errors(include_url=False, include_context=False, include_input=False):
-        name = str(error["loc"][0]) if error["loc"] else ""
-        reason = error["msg"].removeprefix("Value error, ")
-        given = f"={options[name]!r:.80}" if name in options and name not in _SECRET else ""
-        line = f"{name}{given}: {reason}" if name else reason
-        if line not in lines:
-            lines.append(line)
-    return "; ".join(lines)
