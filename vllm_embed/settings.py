@@ -92,6 +92,12 @@ class Settings(BaseModel):
     dimensions: Annotated[int | None, Field(ge=1)] = None
     """Matryoshka width that the server is asked for. None: the model's own."""
 
+    dimensions_fallback: Literal["client"] | None = None
+    """"client": where the server refuses `dimensions`, cut and re-normalize here. Only right for Matryoshka models."""
+
+    normalize: bool | None = None
+    """Length of the vectors. None: as the model gives them; True: 1; False: raw, as before its last normalization."""
+
     long_text: Literal["error", "truncate"] = "error"
     """What becomes of a text longer than the model's limit; "truncate" cuts it by the server's own tokenizer."""
 
