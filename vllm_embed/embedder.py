@@ -166,6 +166,15 @@ class Embedder:
             endpoints=about.endpoints,
         )
 
+    def model(self) -> str:
+        """Name of the model: the setting, or the one that the server lists, asked for once.
+
+        Raises:
+            ConfigurationError: the server lists several, or none.
+            VLLMEmbedError: the server cannot be asked.
+        """
+        return self._core.backend.model()
+
     def stats(self) -> Stats:
         """Counters since the start, siblings included."""
         counters = self._core.dispatcher.counters
