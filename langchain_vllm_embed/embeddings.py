@@ -77,6 +77,11 @@ class VLLMEmbeddings(Settings, Embeddings):
         """The `vllm_embed.Embedder` behind this object."""
         return self._embedder
 
+    @property
+    def namespace(self) -> str:
+        """A short stable name of what decides a vector, for caches and files; see `vllm_embed.Embedder.namespace`."""
+        return self._embedder.namespace
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """The vectors of documents, in order. Errors: see `vllm_embed.Embedder.embed`."""
         return lists(self._embedder.embed(texts, "document"))
@@ -96,12 +101,8 @@ class VLLMEmbeddings(Settings, Embeddings):
     def with_prompts(self, **prompts: str | None) -> Self:
         """A sibling with other prompts (`query`, `document`) that shares connections, queue and bound."""
         embedder = self._embedder.with_prompts(**prompts)
-        sibling = self.model_copy(
-            update={
-                "query_prompt": embedder.settings.query_prompt,
-                "document_prompt": embedder.settings.document_prompt,
-            }
-        )
+        changed = ("query_prompt", "document_prompt", "expect")
+        sibling = self.model_copy(update={name: getattr(embedder.settings, name) for name in changed})
         sibling._embedder = embedder  # noqa: SLF001 - our own class
         return sibling
 

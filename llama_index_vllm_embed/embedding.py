@@ -33,6 +33,7 @@ _IDENTITY = (
     "blank_text",
     "unicode",
     "extra_body",
+    "engine_args",
 )
 """Settings that decide a vector. `to_dict()` holds these and nothing of transport."""
 
@@ -90,6 +91,11 @@ class VLLMEmbedding(Settings, BaseEmbedding):
     def embedder(self) -> Embedder:
         """The `vllm_embed.Embedder` behind this object."""
         return self._embedder
+
+    @property
+    def namespace(self) -> str:
+        """A short stable name of what decides a vector, for caches and files; see `vllm_embed.Embedder.namespace`."""
+        return self._embedder.namespace
 
     @classmethod
     def class_name(cls) -> str:
@@ -168,12 +174,8 @@ class VLLMEmbedding(Settings, BaseEmbedding):
     def with_prompts(self, **prompts: str | None) -> Self:
         """A sibling with other prompts (`query`, `document`) that shares connections, queue and bound."""
         embedder = self._embedder.with_prompts(**prompts)
-        sibling = self.model_copy(
-            update={
-                "query_prompt": embedder.settings.query_prompt,
-                "document_prompt": embedder.settings.document_prompt,
-            }
-        )
+        changed = ("query_prompt", "document_prompt", "expect")
+        sibling = self.model_copy(update={name: getattr(embedder.settings, name) for name in changed})
         sibling._embedder = embedder  # noqa: SLF001 - our own class
         return sibling
 

@@ -9,9 +9,20 @@ import logging
 from vllm_embed import errors
 from vllm_embed._version import __version__
 from vllm_embed.embedder import Embedder
+from vllm_embed.fingerprint import Fingerprint
 from vllm_embed.info import Block, EndpointInfo, ServerInfo, Stats
 from vllm_embed.settings import Settings
 
-__all__ = ["Block", "Embedder", "EndpointInfo", "ServerInfo", "Settings", "Stats", "__version__", "errors"]
+__all__ = [
+    "Block",
+    "Embedder",
+    "EndpointInfo",
+    "Fingerprint",
+    "ServerInfo",
+    "Settings",
+    "Stats",
+    "__version__",
+    "errors",
+]
 
 logging.getLogger("vllm_embed").addHandler(logging.NullHandler())  # the library itself prints nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import SecretStr
@@ -40,8 +41,6 @@ def key(value: Any) -> Any:
 
 def prompt(value: str | None) -> str | None:
     """A prompt that can be sent."""
-    if value == "auto":
-        raise ValueError('"auto" is not available in this version; give the prompt itself, such as "query: "')
     try:
         (value or "").encode()
     except UnicodeEncodeError:
@@ -54,3 +53,8 @@ def body(value: dict[str, Any] | None) -> dict[str, Any] | None:
     if taken := sorted(set(value or {}) & set(_OURS)):
         raise ValueError("; ".join(f"{name!r} is set by {_OURS[name]}" for name in taken))
     return value
+
+
+def expectation(value: Any) -> Any:
+    """A path as str; anything else is left to its type."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

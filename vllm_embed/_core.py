@@ -9,7 +9,7 @@ from vllm_embed import _text
 from vllm_embed._dispatch import Dispatcher
 from vllm_embed._job import Job, refusal
 from vllm_embed._server import Server
-from vllm_embed.errors import ConfigurationError, InvalidInputError
+from vllm_embed.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -56,7 +56,7 @@ class Core:
         texts: Sequence[Any],
         settings: Settings,
         kind: Kind,
-        prompt: str | None,
+        prompt: str,
         *,
         on_rows: Callable[[int], object] | None,
         rows: bool = False,
@@ -68,19 +68,15 @@ class Core:
 
         Args:
             texts: the caller's, unchecked.
-            settings: prompts and text rules; siblings differ in them.
-            kind: decides the prompt and the lane.
-            prompt: replaces the kind's.
+            settings: text rules.
+            kind: decides the lane.
+            prompt: put before each text.
             on_rows: told of rows that are done.
             rows: whether rows are wanted even when every text is refused.
 
         Raises:
             InvalidInputError: every text is refused before anything is sent.
         """
-        if kind not in ("query", "document"):
-            raise ConfigurationError(f'kind={kind!r}: "query" or "document"')
-        if prompt is None:
-            prompt = settings.query_prompt if kind == "query" else settings.document_prompt
         prepared = _text.prepare(texts, prompt=prompt, unicode=settings.unicode, blank_text=settings.blank_text)
         sent, skipped = prepared.texts, {*prepared.refused, *prepared.zero}
         pending: Sequence[int] = [i for i in range(len(sent)) if i not in skipped] if skipped else range(len(sent))

@@ -175,7 +175,7 @@ def _refusal(status: int, said: str, quoted: str, param: str) -> VLLMEmbedError:
     if _REQUEST.search(said):
         return ServerStatusError(
             f"{status} {quoted} Leave dimensions out for the model's own width; if the model is Matryoshka, start vLLM "
-            "with --hf-overrides '{\"is_matryoshka\": true}', or set dimensions_fallback=\"client\"",
+            'with --hf-overrides \'{"is_matryoshka": true}\', or set dimensions_fallback="client"',
             status=status,
         )
     if param.startswith("body."):

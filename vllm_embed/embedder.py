@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from tqdm import tqdm
 
-from vllm_embed import _stream
+from vllm_embed import _stream, _text
 from vllm_embed._core import PROBE, Core, listed
+from vllm_embed._identity import Identity
+from vllm_embed._job import refusal
 from vllm_embed.errors import ClosedError, ConfigurationError
 from vllm_embed.info import Block, ServerInfo, Stats
 from vllm_embed.settings import Kind, Settings
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from vllm_embed._job import Job
     from vllm_embed._stream import OnError
+    from vllm_embed.fingerprint import Fingerprint
 
 __all__ = ["Embedder"]
 
@@ -59,6 +62,7 @@ class Embedder:
             options = {**settings.settings(), **options}
         self._settings = Settings(**options)
         self._core = Core(self._settings).join()
+        self._identity = Identity(self._core, self._settings)
         self._open = True
 
     @property
@@ -81,12 +85,13 @@ class Embedder:
             InvalidInputError: naming every text that cannot be embedded; its `vectors` holds the others.
             VLLMEmbedError: any other of `vllm_embed.errors`.
         """
-        self._check_open()
+        self._check_call(kind)
         texts = listed(texts)
         with self._bar(len(texts), kind) as bar:
             if not texts:
                 return self._nothing()
-            job = self._core.job(texts, self._settings, kind, prompt, on_rows=bar)
+            self._settle()
+            job = self._core.job(texts, self._settings, kind, self._identity.prompt(kind, prompt), on_rows=bar)
             self._core.dispatcher.run(job)
             return self._core.seen(job.future.result(), len(texts))
 
@@ -94,12 +99,14 @@ class Embedder:
         self, texts: Iterable[str], kind: Kind = "document", prompt: str | None = None
     ) -> NDArray[np.float32]:
         """`embed`, awaited: the event loop runs on meanwhile. Once cancelled, no new request goes out for it."""
-        self._check_open()
+        self._check_call(kind)
         texts = listed(texts)
         with self._bar(len(texts), kind) as bar:
             if not texts:
                 return self._nothing()
-            job = self._core.job(texts, self._settings, kind, prompt, on_rows=bar)
+            if not self._identity.settled:
+                await asyncio.to_thread(self._identity.settle)
+            job = self._core.job(texts, self._settings, kind, self._identity.prompt(kind, prompt), on_rows=bar)
             self._core.dispatcher.start(job)
             try:
                 vectors = await asyncio.wrap_future(job.future)
@@ -135,10 +142,12 @@ class Embedder:
             raise ConfigurationError(f'on_error={on_error!r}: "raise" or "yield"')
         if isinstance(texts, (str, bytes)):
             listed(texts)
-        self._check_open()
+        self._check_call(kind)
         return self._blocks(iter(texts), kind, on_error, prompt)
 
     def _blocks(self, texts: Iterator[str], kind: Kind, on_error: OnError, prompt: str | None) -> Iterator[Block]:
+        self._settle()
+        prompt = self._identity.prompt(kind, prompt)
         with self._bar(None, kind) as bar:
 
             def make(block: list[str]) -> Job:
@@ -175,6 +184,39 @@ class Embedder:
         """
         return self._core.backend.model()
 
+    def preview(self, text: str, kind: Kind = "document", prompt: str | None = None) -> str:
+        """The text as it would be sent: cleaned, with its prompt.
+
+        Raises:
+            InvalidInputError: it would be refused before it is sent.
+        """
+        self._check_call(kind)
+        options = self._settings
+        put = self._identity.prompt(kind, prompt)
+        prepared = _text.prepare([text], prompt=put, unicode=options.unicode, blank_text=options.blank_text)
+        if prepared.refused:
+            raise refusal(dict(prepared.refused), 1, None)
+        return prepared.texts[0]
+
+    def fingerprint(self) -> Fingerprint:
+        """What makes these vectors these vectors, measured now: keep it beside the index that they go into.
+
+        `expect=` checks it on first use: `embedder.fingerprint().save("index.fingerprint.json")` and later
+        `Embedder(expect="index.fingerprint.json")`.
+        """
+        self._check_open()
+        return self._identity.fingerprint()
+
+    @property
+    def namespace(self) -> str:
+        """A short stable name of the model and the settings that decide a vector, for caches and files.
+
+        Another prompt, dimension or model is another name; another key, address or timeout is not. Asks the server for
+        the model's name when `model` is None.
+        """
+        self._check_open()
+        return self._identity.namespace()
+
     def stats(self) -> Stats:
         """Counters since the start, siblings included."""
         counters = self._core.dispatcher.counters
@@ -191,14 +233,16 @@ class Embedder:
     def with_prompts(self, *, query: str | None = _SAME, document: str | None = _SAME) -> Embedder:
         """A sibling with other prompts that shares connections, queue and bound. A prompt left out stays as it is.
 
+        What `expect` describes had this embedder's prompts, so the sibling expects nothing.
         The connections close when the last of the siblings does.
         """
         self._check_open()
         changes = {"query_prompt": query, "document_prompt": document}
         sibling = copy.copy(self)
         sibling._settings = self._settings.model_copy(  # noqa: SLF001 - our own class
-            update={name: prompt for name, prompt in changes.items() if prompt is not _SAME}
+            update={"expect": None, **{name: prompt for name, prompt in changes.items() if prompt is not _SAME}}
         )
+        sibling._identity = Identity(self._core, sibling._settings)  # noqa: SLF001
         self._core.join()
         return sibling
 
@@ -235,6 +279,15 @@ class Embedder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Embedder:
         return Embedder(self._settings)
+
+    def _settle(self) -> None:
+        if not self._identity.settled:
+            self._identity.settle()
+
+    def _check_call(self, kind: Kind) -> None:
+        self._check_open()
+        if kind not in ("query", "document"):
+            raise ConfigurationError(f'kind={kind!r}: "query" or "document"')
 
     def _check_open(self) -> None:
         if not self._open:

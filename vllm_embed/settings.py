@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     SecretStr,
     StrictBool,
     ValidationError,
@@ -23,6 +24,7 @@ from pydantic import (
 
 from vllm_embed import _address, _checks, _engine_args, _told
 from vllm_embed.errors import ConfigurationError
+from vllm_embed.fingerprint import Fingerprint  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -139,6 +141,11 @@ class Settings(BaseModel):
 
     http_client: httpx.Client | None = Field(default=None, exclude=True)
     """A client of your own. Never closed here; it cannot be pickled or used in a forked child."""
+
+    expect: Annotated[InstanceOf[Fingerprint] | str | None, BeforeValidator(_checks.expectation)] = Field(
+        default=None, exclude=True
+    )
+    """A `Fingerprint`, or the path of a saved one: checked on first use, other vectors are refused."""
 
     show_progress: bool = False
     """A tqdm bar on stderr, in documents."""

@@ -26,6 +26,8 @@ DECIDES_THE_VECTOR = {
     "query_prompt": "query: ",
     "document_prompt": "passage: ",
     "dimensions": 8,
+    "dimensions_fallback": "client",
+    "normalize": True,
     "long_text": "truncate",
     "blank_text": "zero",
     "unicode": "nfkc",
@@ -46,6 +48,7 @@ DECIDES_NO_VECTOR = {
     "verify": False,
     "proxy": "http://127.0.0.1:1",
     "http_client": None,
+    "expect": "somewhere.json",
     "show_progress": True,
     "embed_batch_size": 7,
     "num_workers": 7,
@@ -126,9 +129,9 @@ def test_one_slice_of_llama_index_is_many_requests(server):
 
 def test_every_setting_either_decides_the_vector_or_does_not():
     """A new setting must be sorted into one of the two: forgotten, a stale vector comes out of a cache."""
-    fields = set(VLLMEmbedding.model_fields) - {"model_name"}
+    fields = set(VLLMEmbedding.model_fields) - {"model_name", "in_process", "engine_args"}
     assert fields == DECIDES_THE_VECTOR.keys() | DECIDES_NO_VECTOR.keys()
-    assert set(Settings.model_fields) <= fields
+    assert set(Settings.model_fields) <= fields | {"in_process", "engine_args"}
 
 
 @pytest.mark.parametrize("name", DECIDES_THE_VECTOR)
@@ -137,6 +140,13 @@ def test_dict_changes_with_what_decides_the_vector(name):
     made = VLLMEmbedding(**options)
     assert made.to_dict() != VLLMEmbedding(model="m").to_dict()
     assert getattr(VLLMEmbedding.from_dict(made.to_dict()), name) == options[name]
+
+
+def test_dict_holds_the_engines_arguments_and_not_where_it_runs():
+    made = VLLMEmbedding(model="m", in_process=True, engine_args={"dtype": "float32"})
+    assert made.to_dict()["engine_args"] == {"dtype": "float32"}
+    assert VLLMEmbedding(model="m", in_process=True).to_dict() == VLLMEmbedding(model="m").to_dict()
+    assert VLLMEmbedding.from_dict(made.to_dict(), in_process=True).settings() == made.settings()
 
 
 @pytest.mark.parametrize("name", DECIDES_NO_VECTOR)
