@@ -91,7 +91,8 @@ class Carrier:
                 continue
             trial = _Trial(self, part)
             try:
-                vectors = self._shape.finish(self._persist(trial).vectors)
+                reply = self._persist(trial)
+                vectors = self._shape.finish(reply.vectors) if len(reply.vectors) else reply.vectors
             except _TooLarge as exc:
                 too_large = exc.status
                 todo.extend(reversed(trial.part.halves(by_length=False)))
@@ -103,7 +104,7 @@ class Carrier:
                 if part.fields not in self._proven:
                     self._proven.append(part.fields)
                 passed.append(trial.part)
-                trial.part.deliver(vectors)
+                trial.part.deliver(vectors, reply.refused)
         if too_large and passed:
             self._limits.remember(too_large, passed)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vllm_embed import _text
 from vllm_embed._dispatch import Dispatcher
+from vllm_embed._engine import Engine
 from vllm_embed._job import Job, refusal
 from vllm_embed._server import Server
 from vllm_embed.errors import InvalidInputError
@@ -30,7 +31,7 @@ class Core:
     """The backend, the queue and the bound, shared by siblings; closed by the last of them."""
 
     def __init__(self, settings: Settings) -> None:
-        self.backend: Backend = Server(settings)
+        self.backend: Backend = Engine(settings) if settings.in_process else Server(settings)
         self.dispatcher = Dispatcher(self.backend, settings)
         self.dimension = settings.dimensions or 0
         self._fields = _fields(settings)

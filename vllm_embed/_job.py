@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,24 +192,33 @@ class Part:
             grouped.setdefault(id(job), (job, []))[1].append(index)
         return Part(list(grouped.values()), self.attempts)
 
-    def deliver(self, vectors: NDArray[np.float32]) -> None:
-        """Hand each job its rows."""
-        at = 0
+    def deliver(
+        self, vectors: NDArray[np.float32], refused: Mapping[int, VLLMEmbedError] = MappingProxyType({})
+    ) -> None:
+        """Hand each job its rows, and its refusals.
+
+        Args:
+            vectors: a row for each text that is not refused, in order.
+            refused: the others, by position.
+        """
+        at = row = 0
         for job, indexes in self.segments:
-            job.fill(indexes, vectors[at : at + len(indexes)])
+            bad = [k for k in range(len(indexes)) if at + k in refused] if refused else []
+            good = [index for k, index in enumerate(indexes) if at + k not in refused] if bad else indexes
+            if good:
+                job.fill(good, vectors[row : row + len(good)])
+            for k in bad:
+                job.refuse(indexes[k], refused[at + k].copy(attempts=self.attempts))
             at += len(indexes)
+            row += len(good)
 
     def deliver_finite(self, error: BadReplyError) -> None:
         """Hand over the rows that are finite and refuse the others."""
         assert error.vectors is not None  # noqa: S101 - the caller looked
-        bad, at = set(error.indexes), 0
-        for job, indexes in self.segments:
-            good = [k for k in range(len(indexes)) if at + k not in bad]
-            if good:
-                job.fill([indexes[k] for k in good], error.vectors[[at + k for k in good]])
-            for k in set(range(len(indexes))) - set(good):
-                job.refuse(indexes[k], error.copy(indexes=(), vectors=None))
-            at += len(indexes)
+        self.deliver(
+            np.delete(error.vectors, error.indexes, axis=0),
+            dict.fromkeys(error.indexes, error.copy(indexes=(), vectors=None)),
+        )
 
     def refuse(self, error: VLLMEmbedError) -> None:
         """Refuse its only text."""

