@@ -76,6 +76,12 @@ class Backend(Protocol):
     def model(self) -> str:
         """Name of the model."""
 
+    def count(self, text: str) -> int:
+        """Tokens of a text as the model reads it, special ones included."""
+
+    def limit(self) -> int:
+        """Most tokens of one text, special ones included."""
+
     def about(self) -> About:
         """What is served, asked now."""
 

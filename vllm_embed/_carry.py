@@ -11,10 +11,12 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from vllm_embed import _wire
 from vllm_embed._backend import Failed
+from vllm_embed._chunk import Chunker
 from vllm_embed._shape import Shape
 from vllm_embed.errors import (
     BadReplyError,
     ClosedError,
+    InputTooLongError,
     InvalidInputError,
     ServerStatusError,
     ServerTimeoutError,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from vllm_embed._backend import Backend, Limits
     from vllm_embed._dispatch import Counters
-    from vllm_embed._job import Part
+    from vllm_embed._job import Job, Part
     from vllm_embed._wire import Reply
     from vllm_embed.settings import Settings
 
@@ -61,15 +63,20 @@ class Carrier:
         limits: lowered to what passed when a request turns out too large.
         counters: counted up.
         pause: sleeps that many seconds, or less when the predicate turns true.
+        start: queues a job, here one of a text's pieces.
+        cancel: sends nothing more of a job.
     """
 
     def __init__(
         self,
         backend: Backend,
         settings: Settings,
+        *,
         limits: Limits,
         counters: Counters,
         pause: Callable[[float, Callable[[], bool]], None],
+        start: Callable[[Job], None],
+        cancel: Callable[[Job], None],
     ) -> None:
         self._backend = backend
         self._attempts = settings.max_retries + 1
@@ -79,6 +86,7 @@ class Carrier:
         self._pause = pause
         self._proven: list[Mapping[str, Any]] = []
         self._shape = Shape(backend, settings)
+        self._chunker = Chunker(backend, start, cancel) if settings.long_text == "chunk" else None
 
     def carry(self, part: Part) -> None:
         """Settle every text: a vector, a refusal, or the job's error. Raises only what is not an Exception."""
@@ -86,7 +94,7 @@ class Carrier:
         too_large: int | None = None
         passed: list[Part] = []
         while todo:
-            part = todo.pop().live()
+            part = self._without_suspects(todo.pop().live())
             if not part.segments:
                 continue
             trial = _Trial(self, part)
@@ -120,9 +128,26 @@ class Carrier:
             part.fail(culprit)
         elif len(part) > 1:
             return part.halves(by_length=True)
+        elif self._chunker is not None and isinstance(error, InputTooLongError):
+            (job, (index,)), *_ = part.segments
+            self._chunker.settle(job, index, refused=True)
         else:
             part.refuse(error)
         return ()
+
+    def _without_suspects(self, part: Part) -> Part:
+        """The same without texts that are split without being tried whole."""
+        chunker = self._chunker
+        if chunker is None:
+            return part
+        try:
+            suspects = [(job, i) for job, indexes in part.segments for i in indexes if chunker.suspicious(job.texts[i])]
+        except VLLMEmbedError as exc:
+            part.fail(exc)
+            return part.live()
+        for job, index in suspects:
+            chunker.settle(job, index, refused=False)
+        return part.without(suspects) if suspects else part
 
     def _probe(self, part: Part, refused: VLLMEmbedError) -> VLLMEmbedError | None:
         """The request's own error when even the simplest text is refused; None when a text must be at fault."""

@@ -93,6 +93,8 @@ class Core:
             query=kind == "query",
             refused=dict(prepared.refused),
             zero=prepared.zero,
+            cleaned=prepared.cleaned,
+            prompt=prompt,
             on_rows=on_rows,
         )
 

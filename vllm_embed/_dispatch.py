@@ -78,7 +78,15 @@ class Dispatcher:
         self.counters = Counters()
         self.limits = backend.limits
         self._backend = backend
-        self._carrier = Carrier(backend, settings, self.limits, self.counters, self._pause)
+        self._carrier = Carrier(
+            backend,
+            settings,
+            limits=self.limits,
+            counters=self.counters,
+            pause=self._pause,
+            start=self.start,
+            cancel=self.cancel,
+        )
         self.closed = False
         self._afresh()
         _all.add(self)

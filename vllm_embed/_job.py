@@ -29,6 +29,8 @@ class Job:
         query: whether it goes ahead of documents.
         refused: positions that are not sent, and why.
         zero: positions that are not sent and become zeros.
+        cleaned: the texts without prompt, for pieces of them.
+        prompt: put before each piece.
         on_rows: called with a number of rows that are done.
     """
 
@@ -39,10 +41,12 @@ class Job:
         "_lock",
         "_on_rows",
         "_zero",
+        "cleaned",
         "fields",
         "future",
         "out",
         "pending",
+        "prompt",
         "query",
         "refused",
         "texts",
@@ -57,12 +61,16 @@ class Job:
         query: bool = False,
         refused: dict[int, VLLMEmbedError] | None = None,
         zero: Sequence[int] = (),
+        cleaned: Sequence[str] = (),
+        prompt: str = "",
         on_rows: Callable[[int], object] | None = None,
     ) -> None:
         self.texts = texts
         self.pending = pending
         self.fields = fields
         self.query = query
+        self.cleaned = cleaned
+        self.prompt = prompt
         self.refused: dict[int, VLLMEmbedError] = refused or {}
         self.future: Future[NDArray[np.float32]] = Future()
         self.out: NDArray[np.float32] | None = None
@@ -185,6 +193,11 @@ class Part:
             items.sort(key=lambda item: len(item[0].texts[item[1]]))
         middle = len(items) // 2
         return self._of(items[:middle]), self._of(items[middle:])
+
+    def without(self, items: list[tuple[Job, int]]) -> Part:
+        """The same without some texts."""
+        gone = {(id(job), index) for job, index in items}
+        return self._of([(job, i) for job, indexes in self.segments for i in indexes if (id(job), i) not in gone])
 
     def _of(self, items: list[tuple[Job, int]]) -> Part:
         grouped: dict[int, tuple[Job, list[int]]] = {}

@@ -23,6 +23,8 @@ class Prepared(NamedTuple):
     """One for each of the caller's; "" at `refused` and `zero`."""
     refused: dict[int, InvalidInputError]
     """Texts that cannot be sent, each with its reason."""
+    cleaned: list[str]
+    """The same without the prompt."""
     zero: list[int]
     """Blank texts that become a vector of zeros."""
 
@@ -63,14 +65,15 @@ def prepare(
 ) -> Prepared:
     """Clean and prompt every text; a text that cannot be sent is refused by itself."""
     sent: list[str] = []
+    bare: list[str] = []
     refused: dict[int, InvalidInputError] = {}
     zero: list[int] = []
     for index, text in enumerate(texts):
-        out = ""
+        out = plain = ""
         if not isinstance(text, str):
             refused[index] = InvalidInputError(f"a text must be a str, this is {_named(text)}")
         else:
-            out = clean(str.__str__(text), unicode)  # the text of a subclass, whatever it overrides
+            out = plain = clean(str.__str__(text), unicode)  # the text of a subclass, whatever it overrides
             if unicode is None and (flaw := _unsendable(out)):
                 refused[index] = InvalidInputError(flaw)
             elif blank_text != "send" and not out.strip():
@@ -81,9 +84,10 @@ def prepare(
             else:
                 out = prompted(out, prompt)
         sent.append(out)
+        bare.append(plain)
     for index in refused:
         sent[index] = ""
-    return Prepared(sent, refused, zero)
+    return Prepared(sent, refused, bare, zero)
 
 
 def _unsendable(text: str) -> str | None:

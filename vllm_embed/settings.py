@@ -100,8 +100,11 @@ class Settings(BaseModel):
     normalize: bool | None = None
     """Length of the vectors. None: as the model gives them; True: 1; False: raw, as before its last normalization."""
 
-    long_text: Literal["error", "truncate"] = "error"
-    """What becomes of a text longer than the model's limit; "truncate" cuts it by the server's own tokenizer."""
+    long_text: Literal["error", "truncate", "chunk"] = "error"
+    """What becomes of a text longer than the model's limit.
+
+    "truncate" cuts it by the server's own tokenizer; "chunk" takes the token-weighted mean of pieces that fit.
+    """
 
     blank_text: Literal["send", "zero", "error"] = "send"
     """What becomes of a text without a visible character; "zero" gives a vector of zeros."""

@@ -162,9 +162,9 @@ def test_another_model_is_told_by_its_vectors_and_another_name_alone_is_not(serv
 def test_another_precision_passes_with_its_difference_told(server: FakeVLLMServer) -> None:
     with Embedder(base_url=server.base_url) as embedder:
         made = embedder.fingerprint()
-    noise = np.random.default_rng(0).normal(scale=1e-3, size=made.vectors.shape).astype(np.float32)
+    noise = np.random.default_rng(0).normal(scale=7e-4, size=made.vectors.shape).astype(np.float32)
     half = Fingerprint.of(
-        made.vectors + noise,
+        unit(made.vectors + noise),
         **{name: getattr(made, name) for name in ("query_prompt", "document_prompt", "unicode", "long_text", "model")},
     )
     found = made.compare(half)

@@ -90,7 +90,7 @@ def test_an_unknown_option_names_the_nearest(option: str, hint: str) -> None:
         ({"timeout": -1}, "timeout=-1"),
         ({"timeout": float("inf")}, "timeout=inf"),
         ({"dimensions": 0}, "dimensions=0"),
-        ({"long_text": "cut"}, "long_text='cut': .*'error' or 'truncate'"),
+        ({"long_text": "cut"}, "long_text='cut': .*'error', 'truncate' or 'chunk'"),
         ({"unicode": "nfd"}, "unicode='nfd'"),
         ({"model": " "}, "an empty name"),
         ({"base_url": "localhost:8000"}, "starts with http://"),
