@@ -152,6 +152,20 @@ class Engine:
         """The hub id or folder."""
         return self._model
 
+    def count(self, text: str) -> int:
+        """Tokens of a text by the engine's own tokenizer, special ones included."""
+        reader = self._started().llm().reader
+        if reader is None:
+            raise ConfigurationError(
+                'long_text="chunk" cannot count tokens of this model in process: its engine reads texts in a way of its '
+                'own. Use long_text="truncate", or a server'
+            )
+        return reader.count(text)
+
+    def limit(self) -> int:
+        """Most tokens of one text, special ones included."""
+        return self._started().llm().limit
+
     def about(self) -> About:
         """What the engine says of itself, started if need be."""
         llm = self._started().llm()

@@ -81,6 +81,10 @@ class Reader:
         found: list[list[int]] = read["input_ids"]
         return found
 
+    def count(self, text: str) -> int:
+        """Tokens of a text, special ones included."""
+        return len(self._ids([text], None)[0])
+
     def agrees(self, encode: Callable[..., list[list[int]]]) -> bool:
         """Whether the engine reads a few texts as this does; where not, it must be given text.
 
