@@ -158,23 +158,12 @@ def sentence_transformers(table: Table, options: argparse.Namespace, texts: list
     free(torch)
 
 
-def in_process(table: Table, options: argparse.Namespace, _: list[str]) -> None:
-    """`LLM.embed` called directly and ours, in one process of its own, over one engine each."""
+def in_process(_: Table, options: argparse.Namespace, __: list[str]) -> None:
+    """`LLM.embed` called directly and ours, over one engine in a process of its own, which prints its own table."""
     script = Path(__file__).with_name("in_process.py")
-    command = [
-        sys.executable,
-        str(script),
-        "--model",
-        options.model,
-        "--texts",
-        options.texts,
-        "--dtype",
-        options.dtype,
-    ]
-    command += ["--gpu-memory-utilization", "0.2", "--json", options.scratch]
-    subprocess.run(command, check=True)
-    for row in json.loads(Path(options.scratch).read_text())["rows"]:
-        table.add(row["what"], row["runs"], row.get("gpu_memory_mib"))
+    command = [sys.executable, str(script), "--model", options.model, "--texts", options.texts]
+    command += ["--dtype", options.dtype, "--gpu-memory-utilization", "0.2", "--rounds", str(options.rounds)]
+    subprocess.run([*command, *(["--count", str(options.count)] if options.count else [])], check=True)
 
 
 def synchronize(torch: object) -> None:
@@ -203,7 +192,6 @@ def main() -> None:
     parser.add_argument("--st-texts", type=int, default=4_000)
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--logs", default="benchmark-logs")
-    parser.add_argument("--scratch", default="in-process.json")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     texts = json.loads(Path(options.texts).read_text())[: options.count]
