@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, SerializationInfo, SerializerFunctionWr
 
 from llama_index_vllm_embed._openai_like import options_of
 from vllm_embed import Embedder, Settings
+from vllm_embed._engine_args import deciding
 from vllm_embed._lists import alists, lists
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         model = self._embedder.model()
         return {
             **{name: dumped[name] for name in _IDENTITY if name in dumped},
+            **({"in_process": True, "engine_args": deciding(self.engine_args)} if self.in_process else {}),
             "model": model,
             "model_name": model,
             "class_name": self.class_name(),

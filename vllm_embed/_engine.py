@@ -157,8 +157,8 @@ class Engine:
         reader = self._started().llm().reader
         if reader is None:
             raise ConfigurationError(
-                'long_text="chunk" cannot count tokens of this model in process: its engine reads texts in a way of its '
-                'own. Use long_text="truncate", or a server'
+                'long_text="chunk" cannot count tokens of this model in process: the engine reads texts in its '
+                'own way. Use long_text="truncate", or a server'
             )
         return reader.count(text)
 

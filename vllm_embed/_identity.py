@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vllm_embed import _prompts
+from vllm_embed._engine_args import deciding
 from vllm_embed.errors import FingerprintMismatchError
 from vllm_embed.fingerprint import CANARIES, Fingerprint
 
@@ -21,7 +22,7 @@ __all__ = ["Identity"]
 
 _log = logging.getLogger("vllm_embed")
 
-_DECIDE = ("dimensions", "normalize", "long_text", "blank_text", "unicode", "extra_body", "engine_args")
+_DECIDE = ("dimensions", "normalize", "long_text", "blank_text", "unicode", "extra_body")
 """Settings, beside model and prompts, that decide a vector."""
 
 
@@ -92,6 +93,7 @@ class Identity:
         """See `Embedder.namespace`."""
         model, prompts = self._core.backend.model(), self.prompts()
         decides = {name: getattr(self._settings, name) for name in _DECIDE}
+        decides["engine_args"] = deciding(self._settings.engine_args)
         text = json.dumps([model, *prompts, decides], sort_keys=True, default=repr)
         slug = re.sub(r"[^a-z0-9.]+", "-", model.lower()).strip("-")[-40:]
         return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -95,3 +95,24 @@ def test_equal_arguments_share_an_engine_in_whatever_order() -> None:
 def test_memory_and_parallelism_decide_no_vector() -> None:
     arguments = {"gpu_memory_utilization": 0.5, "dtype": "half", "tensor_parallel_size": 2, "pooler_config": {"a": 1}}
     assert _engine_args.deciding(arguments) == {"dtype": "half", "pooler_config": {"a": 1}}
+
+
+def test_llama_index_caches_in_process_vectors_under_what_decides_them() -> None:
+    from llama_index_vllm_embed import VLLMEmbedding  # noqa: PLC0415 - the framework takes a second
+
+    def made(**arguments: object) -> VLLMEmbedding:
+        return VLLMEmbedding(model="m", in_process=True, engine_args=arguments)
+
+    identity = made(dtype="half", gpu_memory_utilization=0.5).to_dict()
+    assert identity == made(dtype="half", gpu_memory_utilization=0.9).to_dict()
+    assert identity != made(dtype="float32").to_dict()
+    again = VLLMEmbedding.from_dict(identity)
+    assert (again.in_process, again.engine_args) == (True, {"dtype": "half"})
+    assert "base_url" not in identity
+
+
+def test_a_namespace_keeps_engines_apart_that_give_other_vectors() -> None:
+    def namespace(**arguments: object) -> str:
+        return Embedder(model="m", in_process=True, engine_args=arguments).namespace
+
+    assert namespace(dtype="half") == namespace(dtype="half", gpu_memory_utilization=0.5) != namespace(dtype="bfloat16")
