@@ -98,7 +98,7 @@ def test_memory_and_parallelism_decide_no_vector() -> None:
 
 
 def test_llama_index_caches_in_process_vectors_under_what_decides_them() -> None:
-    from llama_index_vllm_embed import VLLMEmbedding  # noqa: PLC0415 - the framework takes a second
+    from llama_index_vllm_embed import VLLMEmbedding
 
     def made(**arguments: object) -> VLLMEmbedding:
         return VLLMEmbedding(model="m", in_process=True, engine_args=arguments)

@@ -1,4 +1,4 @@
-"""Several replicas behind one embedder: balance, failing over, coming back, and replicas that do not belong together."""
+"""Several replicas behind one embedder: balance, failing over, coming back, and those that do not belong together."""
 
 import logging
 from collections.abc import Iterator

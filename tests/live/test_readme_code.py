@@ -20,7 +20,7 @@ def test_the_readmes_code_runs(
         code = code.replace('"BAAI/bge-m3"', repr(live_server.model)).replace(
             '"token-abc123"', repr(live_server.api_key)
         )
-        exec(compile(code, "README.md", "exec"), space)  # noqa: S102 - our own README
+        exec(compile(code, "README.md", "exec"), space)
     shown = capsys.readouterr().out
     assert shown.startswith("Saturn has rings.\nSaturn has rings.\n")
     assert "(1,) {1: 'at least 257 tokens, the limit is 256'}" in shown
