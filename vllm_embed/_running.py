@@ -61,6 +61,8 @@ class Running:
         self.key = _engine_args.key(model, arguments)
         self.users = 0
         self.process = os.getpid()
+        self.gone = False
+        """Whether its thread is done with it; guarded by the lock of all engines."""
         self.rate = 0.0
         """Texts a second of the last batch."""
         self._model = model
@@ -116,16 +118,16 @@ class Running:
                 llm = LLM(self._model, self._arguments)
         except BaseException as exc:  # noqa: BLE001 - whoever waits must know
             self._over(explained(exc, self._model, running=False))
-            return
-        atexit.unregister(_end_all)
-        atexit.register(_end_all)  # so it comes before vLLM's own clean-up, which has less patience
-        self._loaded.set_result(llm)
-        while not self._end and self._error is None:
-            if tasks := self._next():
-                self._do(llm, tasks)
-        self._over(ClosedError())
-        llm.close()
+        else:
+            _end_all_first()
+            self._loaded.set_result(llm)
+            while not self._end and self._error is None:
+                if tasks := self._next():
+                    self._do(llm, tasks)
+            self._over(ClosedError())
+            llm.close()
         with _lock:
+            self.gone = True
             _ending.discard(self)
 
     def _next(self) -> list[_Task]:
@@ -166,12 +168,12 @@ class Running:
 
     def _over(self, error: VLLMEmbedError) -> None:
         """Take nothing more, tell those who wait, and let the next `acquire` make another."""
+        with _lock:  # first, so that who sees the error and tries anew gets another
+            if _running.get(self.key) is self:
+                del _running[self.key]
         with self._changed:
             self._error = self._error or error
             waiting, self._waiting = self._waiting, collections.deque()
-        with _lock:
-            if _running.get(self.key) is self:
-                del _running[self.key]
         if not self._loaded.done():
             self._loaded.set_exception(self._error)
         for task in waiting:
@@ -225,9 +227,8 @@ def acquire(model: str, arguments: Mapping[str, Any]) -> Running:
         if engine is None:
             _spawn.check()
             engine = _running[key] = Running(model, arguments)
+            _end_all_first()
             engine.thread.start()
-            atexit.unregister(_end_all)
-            atexit.register(_end_all)
         engine.users += 1
     return engine
 
@@ -242,10 +243,16 @@ def release(engine: Running) -> None:
             return
         if _running.get(engine.key) is engine:
             del _running[engine.key]
-        if engine.thread.is_alive():
+        if not engine.gone:
             _ending.add(engine)
     engine.end()
     engine.join()
+
+
+def _end_all_first() -> None:
+    """Have our clean-up at exit come before vLLM's own, which has less patience: the last registered runs first."""
+    atexit.unregister(_end_all)
+    atexit.register(_end_all)
 
 
 def _end_all() -> None:
