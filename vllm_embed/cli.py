@@ -9,6 +9,7 @@ import typer
 
 from vllm_embed._version import __version__
 from vllm_embed.commands.demo import demo
+from vllm_embed.commands.doctor import doctor
 from vllm_embed.commands.serve import serve
 from vllm_embed.errors import ConfigurationError, VLLMEmbedError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command()(doctor)
 
 
 def _show_version(asked: bool) -> None:

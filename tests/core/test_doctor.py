@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_embed import Embedder
-from vllm_embed._doctor_checks import _difference
+from vllm_embed._doctor_text import _difference
 from vllm_embed.cli import app
 from vllm_embed.testing import FakeVLLMServer, Fault
 from vllm_embed.testing import _replies as replies
@@ -99,7 +99,7 @@ def tls_port(folder: Path) -> tuple[socket.socket, threading.Thread]:
     subprocess.run(
         [
             "openssl",
-            *"req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout".split(),
+            *["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-keyout"],
             key,
             "-out",
             certificate,
@@ -278,7 +278,7 @@ def test_a_pooling_that_vllm_does_not_know_is_a_warning(tmp_path: Path) -> None:
 def test_a_long_text_that_is_cut_without_a_word(sound: FakeVLLMServer) -> None:
     short = sound.vector("a")
     sound.order(
-        Fault(name="cut", reply=replies.embeddings([(0, short.tolist())], "fake-model", 256)),
+        Fault(name="cut", reply=replies.embeddings([(0, short.tolist())], "fake-model", 256, None)),
         times=None,
         when=lambda body: len(body["input"][0]) > 500,
     )
@@ -375,7 +375,7 @@ def test_the_fingerprint_of_other_vectors(change: Any, verdict: str, sound: Fake
         ("한글 문장", "한글 문장", "intact"),
         ("ships it 🚀", "ships it [UNK]", "unknown"),
         ("a < b", "a <= b", "changed"),
-        ("토성의 고리는", "í† ì„±ì˜ ê³ ", "broken"),
+        ("토성의 고리는", "토성의 고리는".encode().decode("latin-1"), "broken"),
         ("text", "", "broken"),
     ],
 )

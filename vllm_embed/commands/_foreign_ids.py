@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from langchain_vllm_embed import VLLMEmbeddings
     from vllm_embed._http import HttpReply
 
-__all__ = ["RECORDED", "ids_of", "merges_folder", "show"]
+__all__ = ["RECORDED", "ids_of", "merges_folder", "outcome", "read", "show"]
 
 # Made with tiktoken 0.14.0, get_encoding("cl100k_base").encode_ordinary(text); a test makes them again, and looks at
 # what OpenAIEmbeddings sends. The merges are those that llama-index-core 0.14.25 ships, sha256 as below.
@@ -120,21 +120,21 @@ def show(console: Console, embeddings: VLLMEmbeddings, texts: Sequence[str]) -> 
             return http.exchange("POST", address, url, content, timeout=_ASK_S)
 
         for text, ids in ids_of(texts, merges).items():
-            read = _read(post(f"{address.root}/detokenize", tokens=ids))
+            told = read(post(f"{address.root}/detokenize", tokens=ids))
             answer = post(f"{address.url}/embeddings", input=[ids])
             right = embeddings.embedder.embed([text], prompt="")[0]
             console.print()
             for name, value in (
                 ("the text", text),
                 ("the ids it sends", " ".join(map(str, ids))),
-                ("the model reads", read),
-                ("what comes back", _outcome(answer, right, http.secrets)),
+                ("the model reads", told),
+                ("what comes back", outcome(answer, right, http.secrets)),
             ):
                 lines = Text(value).wrap(console, console.width - 22)
                 console.print(f"  {name:<18}" + f"\n{'':20}".join(line.plain.rstrip() for line in lines))
 
 
-def _read(reply: HttpReply) -> str:
+def read(reply: HttpReply) -> str:
     """The ids as text, by the server's own tokenizer, which leaves out those it does not have (vLLM 0.32)."""
     try:
         return str(orjson.loads(reply.content)["prompt"])
@@ -142,7 +142,7 @@ def _read(reply: HttpReply) -> str:
         return f"(this server does not tell: /detokenize gave {reply.status})"
 
 
-def _outcome(reply: HttpReply, right: NDArray[np.float32], secrets: Sequence[str]) -> str:
+def outcome(reply: HttpReply, right: NDArray[np.float32], secrets: Sequence[str]) -> str:
     """What a caller gets for the ids: an error, or a vector beside the right one."""
     if reply.status != HTTPStatus.OK:
         refusal = _wire.read_error(reply.status, reply.content, texts=(), secrets=secrets)
