@@ -105,7 +105,7 @@ class Carrier:
                 too_large = exc.status
                 todo.extend(reversed(trial.part.halves(by_length=False)))
             except VLLMEmbedError as exc:
-                todo.extend(self._refused(trial.part, exc))
+                todo.extend(self._refused(trial.part, exc, trial.fields))
             except Exception as exc:  # noqa: BLE001 - a defect of ours must not leave a caller waiting
                 trial.part.fail(exc)
             else:
@@ -116,11 +116,11 @@ class Carrier:
         if too_large and passed:
             self._limits.remember(too_large, passed)
 
-    def _refused(self, part: Part, error: VLLMEmbedError) -> Sequence[Part]:
+    def _refused(self, part: Part, error: VLLMEmbedError, sent: Mapping[str, Any]) -> Sequence[Part]:
         """Settle a part that got no vectors; what is returned is to be tried by itself."""
         if isinstance(error, BadReplyError) and error.vectors is not None:
             part.deliver_finite(error.copy(vectors=self._shape.finish(error.vectors)))
-        elif self._shape.cuts_instead(error):
+        elif self._shape.cuts_instead(error, sent):
             return (part,)
         elif not isinstance(error, InvalidInputError):
             part.fail(error)
@@ -192,6 +192,8 @@ class _Trial:
         self._backend = carrier._backend  # noqa: SLF001 - two halves of one thing
         self.part = part
         """What is being carried: without the jobs that ended meanwhile, so its rows are the reply's."""
+        self.fields: Mapping[str, Any] = part.fields
+        """As sent."""
         self._texts = part.texts()
         self._failed: Failed | None = None
         self._since: float | None = None
@@ -207,8 +209,8 @@ class _Trial:
         part.attempts += 1
         with counters.flying(len(self._texts)):
             try:
-                fields = shape.fields(part.fields)
-                reply = self._backend.send(self._texts, fields, self._failed.place if self._failed else None)
+                self.fields = shape.fields(part.fields)
+                reply = self._backend.send(self._texts, self.fields, self._failed.place if self._failed else None)
             except Failed as failed:
                 self._failed = failed
                 self._since = self._since or time.monotonic()

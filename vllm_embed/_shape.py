@@ -72,9 +72,13 @@ class Shape:
             raise ConfigurationError(f"dimensions={self._width}: the model has {self._native}; at most that many")
         return plain if self._cut or self._width == self._native else fields
 
-    def cuts_instead(self, error: VLLMEmbedError) -> bool:
-        """Whether a refusal of `dimensions` is made up for here: then the request is to be sent again."""
-        if self._may_cut and not self._cut and _wire.refuses_dimensions(error):
+    def cuts_instead(self, error: VLLMEmbedError, sent: Mapping[str, Any]) -> bool:
+        """Whether a refusal of `dimensions` is made up for here: then the request is to be sent again.
+
+        Several requests may be refused before the first refusal is known.
+        """
+        asked = self._width is not None and "dimensions" in sent
+        if self._may_cut and asked and _wire.refuses_dimensions(error):
             self._cut = True
             return True
         return False

@@ -52,6 +52,17 @@ def test_with_the_fallback_vectors_are_cut_and_renormalized_here(
         assert embedder.info().dimension == 8
 
 
+def test_requests_that_are_refused_at_the_same_time_are_all_cut_here(
+    server: FakeVLLMServer, matryoshka: FakeVLLMServer
+) -> None:
+    server.delay_s = 0.2  # all four are on their way before the first is refused
+    texts = [f"text {number}" for number in range(4)]
+    with Embedder(base_url=server.base_url, dimensions=8, dimensions_fallback="client", batch_size=1) as embedder:
+        vectors = embedder.embed(texts)
+        assert embedder.stats().most_in_flight == 4
+    np.testing.assert_allclose(vectors, [matryoshka.vector(text, 8) for text in texts], atol=1e-6)
+
+
 def test_without_the_fallback_the_refusal_names_the_servers_flag_and_the_fallback(server: FakeVLLMServer) -> None:
     with (
         Embedder(base_url=server.base_url, dimensions=8) as embedder,
