@@ -147,8 +147,8 @@ def limit(patient: Patient) -> Iterator[Finding]:
         yield Finding("limit", "info", "the server does not tell its longest text")
         return
     own = patient.model_json("sentence_bert_config.json")
-    own = own.get("max_seq_length") if isinstance(own, dict) else None
-    more = f"; sentence-transformers cuts this model's texts at {own}" if own and own != most else ""
+    cut = own.get("max_seq_length") if isinstance(own, dict) else None
+    more = f"; sentence-transformers cuts this model's texts at {cut}" if cut and cut != most else ""
     try:
         patient.embedder.embed(["a " * (most + 8)], prompt="")
     except InputTooLongError:
@@ -288,15 +288,7 @@ def speed(patient: Patient) -> Iterator[Finding]:
 
 
 CHECKS: Final[tuple[Callable[[Patient], Iterator[Finding]], ...]] = (
-    served,
-    text_intact,
-    vectors_differ,
-    pooling,
-    limit,
-    matryoshka,
-    prompts,
-    encodings,
-    foreign_ids,
-    speed,
+    *(served, text_intact, vectors_differ, pooling, limit),
+    *(matryoshka, prompts, encodings, foreign_ids, speed),
 )
 """In the order in which they run; findings are ranked afterwards."""

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -217,6 +218,13 @@ def test_a_server_that_stops_answering_midway(sound: FakeVLLMServer) -> None:
 def test_a_reference_that_is_not_there(sound: FakeVLLMServer, tmp_path: Path) -> None:
     arguments = ["--base-url", sound.base_url, "--reference", str(tmp_path / "no.json")]
     one_blocked(arguments, "reference", "no fingerprint at")
+
+
+def test_a_missing_extra_says_what_to_install(sound: FakeVLLMServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    arguments = ["--base-url", sound.base_url, "--reference", "org/model"]
+    one_blocked(arguments, "reference", "pip install sentence-transformers")
+    assert not sound.requests
 
 
 # Servers that give wrong vectors: exit 1.
