@@ -122,7 +122,7 @@ def test_a_wrong_key_is_one_request_and_an_error_that_says_what_to_do(adapter, a
 
 
 def test_callback_payloads_hold_no_secret(server):
-    from llama_index_vllm_embed import VLLMEmbedding  # noqa: PLC0415 - LlamaIndex alone has these
+    from llama_index_vllm_embed import VLLMEmbedding
 
     handler = Callbacks()
     made = VLLMEmbedding(

