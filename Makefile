@@ -59,6 +59,7 @@ types: $(VENV)/.dev
 fast: $(VENV)/.dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not live" -q
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=95
 
 check: lint types fast
