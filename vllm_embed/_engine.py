@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from vllm_embed import _llm, _running, _wire
+from vllm_embed import _engines, _llm, _wire
 from vllm_embed._backend import About, Failed, Limits
 from vllm_embed._wire import Reply
 from vllm_embed.errors import BadReplyError, ClosedError, ConfigurationError, VLLMEmbedError
@@ -98,7 +98,7 @@ class Engine:
             if self._engine is None:
                 if importlib.util.find_spec("vllm") is None:
                     raise ConfigurationError(_llm.NO_VLLM)
-                self._engine = _running.acquire(self._model, self._arguments)
+                self._engine = _engines.acquire(self._model, self._arguments)
             return self._engine
 
     def _embed(self, engine: Running, texts: Sequence[str], fields: Mapping[str, Any]) -> Reply:
@@ -184,7 +184,7 @@ class Engine:
             self._closed = True
             engine, self._engine = self._engine, None
         if engine is not None:
-            _running.release(engine)
+            _engines.release(engine)
 
     def forked(self) -> None:
         """In a forked child: an engine of the parent's says so when it is used; none yet means one of our own."""

@@ -21,7 +21,7 @@ from vllm_embed.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Engine", "Launch", "Machine", "find_engine", "machine", "option", "plan", "waves"]
+__all__ = ["Engine", "Launch", "Machine", "find_engine", "kv_cache_gib", "machine", "option", "plan", "waves"]
 
 _MEMORY = 0.9  # of a GPU, shared among its replicas; vLLM's default for one is 0.9 (0.92 in 0.32)
 _RENDERERS = 4  # on an H100 with 16 cores, 4 tokenizer threads gave 1.2 times the documents/s of one
@@ -188,13 +188,17 @@ def _devices(gpus: Sequence[str], count: int, width: int) -> list[str]:
     return [groups[index % len(groups)] for index in range(count)]
 
 
-def _cpu_env(machine: Machine, index: int, count: int, width: int) -> dict[str, str]:
-    """Memory and cores of one CPU replica.
+def kv_cache_gib(memory_gib: int) -> int:
+    """GiB of KV cache for a vLLM on CPU that may have this much memory.
 
-    Unless told, vLLM on CPU asks for 92 % of the memory as KV cache and does not start on a machine in use (0.32);
-    encoders need none of it. Every vLLM also binds its threads to the same cores, the first.
+    Unless told, it asks for 92 % of the machine's and does not start where that is in use (0.32); encoders need none.
     """
-    env = {"VLLM_CPU_KVCACHE_SPACE": str(max(1, min(4, machine.memory_gib // (4 * count))))}  # GiB
+    return max(1, min(4, memory_gib // 4))
+
+
+def _cpu_env(machine: Machine, index: int, count: int, width: int) -> dict[str, str]:
+    """Memory and cores of one CPU replica. Every vLLM binds its threads to the same cores, the first."""
+    env = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib(machine.memory_gib // count))}
     cores = machine.cores
     if count > 1 and width == 1:
         share = len(cores) // count

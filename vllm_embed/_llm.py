@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
+import multiprocessing.process
 import os
 import re
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from vllm_embed import _spawn
@@ -15,12 +18,12 @@ from vllm_embed._reading import Reader
 from vllm_embed.errors import ConfigurationError, EngineError, VLLMEmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LLM", "NO_VLLM", "explained", "refuses"]
+__all__ = ["LLM", "NO_VLLM", "cores", "explained", "refuses"]
 
 _GRACE_S = 30.0
 """Seconds that vLLM's core has to end by itself. vLLM's own 5 s end in a kill and leak shared memory (0.32, CPU)."""
@@ -57,7 +60,7 @@ class LLM:
     """
 
     def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
-        _environment()
+        _environment(arguments)
         import vllm  # noqa: PLC0415 - seconds, and only when it is needed
 
         arguments = dict(arguments)
@@ -68,7 +71,11 @@ class LLM:
             self._more["lora_request"] = LoRARequest(**lora)
         self._pooling_params = vllm.PoolingParams
         self._spawned = _spawn.spawns()
+        others, finalizers = multiprocessing.active_children(), _finalizers()
         self._llm = vllm.LLM(model=model, runner="pooling", **arguments)
+        self._finalizers = _finalizers() - finalizers
+        self.cores = cores(others)
+        """vLLM's processes; none where the core is kept in this one."""
         config = self._llm.llm_engine.model_config
         self.version: str = vllm.__version__
         self.root: str = config.model
@@ -116,6 +123,12 @@ class LLM:
         rows: NDArray[np.float32] = torch.stack([output.outputs.data for output in outputs]).float().cpu().numpy()
         return rows
 
+    def wake(self, error: Exception) -> None:
+        """From another thread: end a wait for a core that died. Where it does not work, that thread is lost."""
+        waiting: Any = getattr(getattr(self._llm.llm_engine, "engine_core", None), "outputs_queue", None)
+        if waiting is not None:
+            waiting.put_nowait(error)
+
     def close(self) -> None:
         """End the core and free its memory; a broken engine makes no noise about it."""
         core: Any = getattr(self._llm.llm_engine, "engine_core", None)
@@ -128,14 +141,29 @@ class LLM:
         gc.collect()
 
     def disown(self) -> None:
-        """In a forked child: see that this process, when it ends, does not end the parent's core (0.32)."""
-        finalizer = getattr(getattr(self._llm.llm_engine, "engine_core", None), "_finalizer", None)
-        if finalizer is not None:
+        """In a forked child: see that this process, when it ends, cleans up nothing of the parent's."""
+        for finalizer in self._finalizers:
             finalizer.detach()
+        getattr(multiprocessing.process, "_children", set()).difference_update(self.cores)
 
 
-def _environment() -> None:
+def cores(others: Collection[Any]) -> list[Any]:
+    """Processes of vLLM's cores that this one started and that are not among the others."""
+    children = multiprocessing.active_children()
+    return [child for child in children if child not in others and "EngineCore" in child.name]
+
+
+def _finalizers() -> set[Any]:
+    return set(getattr(weakref.finalize, "_registry", ()))
+
+
+def _environment(arguments: Mapping[str, Any]) -> None:
     """Defaults for vLLM where the caller set nothing; its own are made for scripts that it is the whole of."""
+    if not {"gpu_memory_utilization", "kv_cache_memory_bytes"} & arguments.keys():
+        from vllm_embed._launch import kv_cache_gib  # noqa: PLC0415 - what a server needs too
+
+        memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib(memory_gib)))  # on a GPU, nothing reads it
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork of a process with threads may hang
     if "vllm" not in sys.modules:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

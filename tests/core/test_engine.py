@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from vllm_embed import Embedder, _running, errors
+from vllm_embed._engines import engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,8 +46,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         monkeypatch.setenv(name, "")  # so that what we set is taken back
         monkeypatch.delenv(name)
     yield module
-    assert not _running._running, "an engine was left running"
-    assert not _running._ending
+    assert not engines.running, "an engine was left running"
+    assert not engines.ending
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_what_waits_goes_as_one_batch_whoever_it_comes_from(vllm: ModuleType, ma
         first = pool.submit(embedders[0].embed, ["first"])
         waiting.wait(10)
         rest = [pool.submit(embedder.embed, [f"query {i}"], "query") for i, embedder in enumerate(embedders[1:])]
-        engine = next(iter(_running._running.values()))
+        engine = next(iter(engines.running.values()))
         while len(engine._waiting) < 7:
             time.sleep(0.001)
         go.set()
@@ -251,6 +252,19 @@ def test_a_dead_engine_is_one_error_for_all_that_wait_and_is_not_tried_again(vll
     with pytest.raises(errors.EngineError, match="A new embedder tries again"):
         embedder.embed(["a"])
     assert vllm.world.shut == 1
+    assert make().embed(["a"]).shape == (1, 8)
+
+
+def test_a_core_that_is_killed_leaves_nobody_waiting(vllm: ModuleType, make: Make) -> None:
+    vllm.world.with_core = True
+    embedder = make()
+    embedder.embed(["warm"])
+    vllm.world.before_encode = lambda _: (vllm.world.cores[0].kill(), vllm.world.cores[0].join())
+    with pytest.raises(errors.EngineError, match="its process died, perhaps killed for its memory"):
+        embedder.embed([f"t{i}" for i in range(1000)])
+    with pytest.raises(errors.EngineError, match="its process died"):
+        embedder.embed(["a"])
+    vllm.world.before_encode = lambda _: None
     assert make().embed(["a"]).shape == (1, 8)
 
 
@@ -393,14 +407,14 @@ def test_an_engine_started_before_a_fork_is_refused_in_the_child(vllm: ModuleTyp
                 said.append(str(exc))
         embedder.close()
         fresh = Embedder(model="m", in_process=True).embed(["a"])
-        return f"{said} {vllm.world.disowned} {vllm.world.shut} {fresh.shape}"
+        return f"{said} {vllm.world.finalizers[0].alive} {vllm.world.shut} {fresh.shape}"
 
     said = _in_fork(in_child)
     assert said.count("was started by process") == 2
     assert "spawn method" in said
-    assert said.endswith("1 0 (1, 8)")  # the parent's engine is left alone; one of its own works
+    assert said.endswith("False 0 (1, 8)")  # the parent's engine is left alone; one of its own works
     assert embedder.embed(["b"]).shape == (1, 8)
-    assert vllm.world.disowned == 0
+    assert vllm.world.finalizers[0].alive
 
 
 @forks

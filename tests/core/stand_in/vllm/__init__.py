@@ -4,9 +4,12 @@ It never stands for vLLM's vectors, only for how it is called, refuses and dies;
 """
 
 import hashlib
+import multiprocessing
 import os
+import queue
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,7 +73,9 @@ class World:
         self.calls = []
         self.threads = set()
         self.shut = 0
-        self.disowned = 0
+        self.finalizers = []
+        self.cores = []
+        self.with_core = False
         self.start_fault = None
         self.fault = None
         self.before_encode = lambda prompts: None
@@ -101,13 +106,22 @@ class LLM:
         if world.start_fault is not None:
             raise world.start_fault
         self._tokenizer = Tokenizer()
-        finalizer = SimpleNamespace(detach=lambda: setattr(world, "disowned", world.disowned + 1))
+        self._finalizer = weakref.finalize(self, print, "vLLM cleans up in its own way")
+        world.finalizers.append(self._finalizer)
+        if world.with_core:
+            spawn = multiprocessing.get_context("spawn")
+            world.cores.append(spawn.Process(target=time.sleep, args=(100,), name="EngineCore", daemon=True))
+            world.cores[-1].start()
+        self.outputs = queue.Queue()
         self.llm_engine = SimpleNamespace(
             model_config=SimpleNamespace(model=f"root of {model}", max_model_len=LIMIT, encoder_config=None),
-            engine_core=SimpleNamespace(shutdown=self._shutdown, _finalizer=finalizer),
+            engine_core=SimpleNamespace(shutdown=self._shutdown, outputs_queue=self.outputs),
         )
 
     def _shutdown(self, timeout):
+        self._finalizer.detach()
+        for core in world.cores:
+            core.kill()
         world.threads.add(threading.get_ident())
         world.shut += 1
         if note := os.environ.get("STAND_IN_NOTE"):
@@ -122,6 +136,8 @@ class LLM:
         world.threads.add(threading.get_ident())
         world.calls.append(list(prompts))
         world.before_encode(prompts)
+        if world.cores and not world.cores[-1].is_alive():
+            raise self.outputs.get()  # as vLLM 0.32 waits for a core that was killed
         if world.fault is not None:
             raise world.fault
         if pooling_params.dimensions is not None:
