@@ -170,6 +170,10 @@ class Carrier:
             _TooLarge: it must be halved.
             VLLMEmbedError: the last attempt's, with what was tried.
         """
+        try:
+            return trial.once()  # as a rule that is all, and tenacity costs as much as the rest of our own work
+        except Failed as failed:
+            trial.seen = failed
         retrying = Retrying(
             retry=retry_if_exception(trial.passing),
             wait=trial.wait,
@@ -179,7 +183,7 @@ class Carrier:
             reraise=True,
         )
         try:
-            return retrying(trial.once)
+            return retrying(trial.again)
         except Failed as failed:
             raise trial.told(failed) from failed.error.__cause__
 
@@ -195,6 +199,7 @@ class _Trial:
         self.fields: Mapping[str, Any] = part.fields
         """As sent."""
         self._texts = part.texts()
+        self.seen: Failed | None = None
         self._failed: Failed | None = None
         self._since: float | None = None
         self._refused_503 = 0
@@ -221,6 +226,13 @@ class _Trial:
                 raise
         counters.tokens(reply.prompt_tokens)
         return reply
+
+    def again(self) -> Reply:
+        """What tenacity calls: first it gets the failure that was seen without it, then another attempt."""
+        seen, self.seen = self.seen, None
+        if seen is not None:
+            raise seen
+        return self.once()
 
     def passing(self, exc: BaseException) -> bool:
         if not isinstance(exc, Failed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import threading
 import weakref
@@ -95,7 +96,7 @@ class Dispatcher:
         lock = threading.Lock()
         self._changed = threading.Condition(lock)  # idle workers wait here
         self._paused = threading.Condition(lock)  # and here those that pause before another attempt
-        self._jobs: set[Job] = set()
+        self._jobs: dict[int, Job] = {}
         self._queries: collections.deque[Job] = collections.deque()
         self._documents: collections.deque[Job] = collections.deque()
         self._busy = self._idle = 0
@@ -143,9 +144,13 @@ class Dispatcher:
     def _enqueue(self, job: Job) -> None:
         if self.closed:
             raise ClosedError
-        self._jobs.add(job)
-        job.future.add_done_callback(lambda _: self._jobs.discard(job))
+        self._jobs[id(job)] = job
+        # by its id: a callback that held the job would be a cycle, and its array would wait for the collector
+        job.future.add_done_callback(functools.partial(self._forget, id(job)))
         (self._queries if job.query else self._documents).append(job)
+
+    def _forget(self, key: int, _: object) -> None:
+        self._jobs.pop(key, None)
 
     def _waiting(self) -> collections.deque[Job] | None:
         """The lane to serve next, its first job with texts to send; queries go ahead."""
@@ -222,7 +227,7 @@ class Dispatcher:
             if self.closed:
                 return
             self.closed = True
-            jobs = list(self._jobs)
+            jobs = list(self._jobs.values())
             self._changed.notify_all()
             self._paused.notify_all()
         for job in jobs:
