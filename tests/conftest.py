@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -10,6 +11,11 @@ import pytest
 
 from vllm_embed import Embedder
 from vllm_embed.testing import FakeVLLMServer
+
+# A run in the background (nohup, some CI) inherits ignored signals; what is tested here is what they do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")

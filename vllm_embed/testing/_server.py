@@ -17,6 +17,7 @@ from vllm_embed.testing._traffic import Traffic
 from vllm_embed.testing._vectors import Encoded, FakeModel, Form, Vector, encode
 
 HOST = "127.0.0.1"
+_TURNS = 5  # of the event loop
 BACKLOG = 1_024
 NO_FAULT = Fault(name="none")
 
@@ -145,12 +146,15 @@ class FakeVLLMServer(Traffic):
         server = await loop.create_server(connect, sock=listener, backlog=BACKLOG)
         await self._stopping.wait()
         server.close()
-        for connection in list(connections):
-            connection.abort()
+        for _ in range(_TURNS):  # one that was just accepted becomes a connection, one that is aborted is closed
+            await asyncio.sleep(0)
+            for connection in list(connections):
+                connection.abort()
         requests = asyncio.all_tasks() - {asyncio.current_task()}
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
+        await asyncio.sleep(0)
 
     async def _handle(self, request: Request, send: Send) -> None:
         self._count_path(f"{request.method} {request.path}")
