@@ -8,12 +8,13 @@ import multiprocessing
 import multiprocessing.process
 import os
 import re
+import subprocess
 import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from vllm_embed import _spawn
+from vllm_embed import _orphans, _spawn
 from vllm_embed._reading import Reader
 from vllm_embed.errors import ConfigurationError, EngineError, VLLMEmbedError
 
@@ -76,14 +77,19 @@ class LLM:
         self._finalizers = _finalizers() - finalizers
         self.cores = cores(others)
         """vLLM's processes; none where the core is kept in this one."""
+        self._guard = _guard(self.cores)
         config = self._llm.llm_engine.model_config
         self.version: str = vllm.__version__
         self.root: str = config.model
         self.limit: int = config.max_model_len
         lower = bool((getattr(config, "encoder_config", None) or {}).get("do_lower_case"))
-        reader = Reader(self._llm.get_tokenizer(), self.limit, lower=lower)
-        self.reader = reader if reader.agrees(self._ids) else None
+        self.reader: Reader | None = Reader(self._llm.get_tokenizer(), self.limit, lower=lower)
         """None: this model's texts are read in a way of its own, so the engine must be given text."""
+
+    def compare_reading(self) -> None:
+        """Embed a few texts, to see that the engine reads them as the `reader` does."""
+        if self.reader is not None and not self.reader.agrees(self._ids):
+            self.reader = None
 
     def _ids(self, texts: Sequence[str], **tokenizing: Any) -> list[list[int]]:
         return [list(output.prompt_token_ids) for output in self._outputs(texts, {}, tokenizing)]
@@ -137,6 +143,9 @@ class LLM:
                 core.shutdown(timeout=_GRACE_S)
             except TypeError:  # a version without a timeout
                 core.shutdown()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
         self._llm = None
         gc.collect()
 
@@ -145,12 +154,23 @@ class LLM:
         for finalizer in self._finalizers:
             finalizer.detach()
         getattr(multiprocessing.process, "_children", set()).difference_update(self.cores)
+        if self._guard is not None:
+            self._guard.returncode = 0  # so that it says nothing of a process that is not ours
 
 
 def cores(others: Collection[Any]) -> list[Any]:
     """Processes of vLLM's cores that this one started and that are not among the others."""
     children = multiprocessing.active_children()
     return [child for child in children if child not in others and "EngineCore" in child.name]
+
+
+def _guard(watched: Collection[Any]) -> subprocess.Popen[bytes] | None:
+    """A process that ends the cores should this one end without its clean-up; see `_orphans`."""
+    if not watched:
+        return None
+    command = [sys.executable, "-I", "-S", _orphans.__file__, str(os.getpid()), *(str(core.pid) for core in watched)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603
 
 
 def _finalizers() -> set[Any]:

@@ -112,20 +112,22 @@ class Running:
             raise
 
     def _run(self) -> None:
+        llm = None
         try:
             with self._engines.loading():
                 self._others = set(multiprocessing.active_children())
                 llm = LLM(self._model, self._arguments)
-        except BaseException as exc:  # noqa: BLE001 - whoever waits must know
-            self._over(explained(exc, self._model, running=False))
-        else:
-            if llm.cores:
-                threading.Thread(target=self._watch, args=(llm,), name="vllm-embed-watch", daemon=True).start()
+                if llm.cores:
+                    threading.Thread(target=self._watch, args=(llm,), name="vllm-embed-watch", daemon=True).start()
+                llm.compare_reading()
             self._loaded.set_result(llm)
             while not self._end and self._error is None:
                 if tasks := self._next():
                     self._do(llm, tasks)
             self._over(ClosedError())
+        except BaseException as exc:  # noqa: BLE001 - whoever waits must know
+            self._over(explained(exc, self._model, running=self._loaded.done()))
+        if llm is not None:
             llm.close()
         self._engines.gone(self)
 
@@ -187,7 +189,7 @@ class Running:
             waiting += self._at
             self._waiting.clear()
             self._changed.notify_all()
-        if not self._loaded.done():
+        with contextlib.suppress(InvalidStateError):
             self._loaded.set_exception(self._error)
         for task in waiting:
             task.fail(self._error)

@@ -259,11 +259,13 @@ def test_a_core_that_is_killed_leaves_nobody_waiting(vllm: ModuleType, make: Mak
     vllm.world.with_core = True
     embedder = make()
     embedder.embed(["warm"])
-    vllm.world.before_encode = lambda _: (vllm.world.cores[0].kill(), vllm.world.cores[0].join())
+    vllm.world.before_encode = lambda _: (vllm.world.cores[-1].kill(), vllm.world.cores[-1].join())
     with pytest.raises(errors.EngineError, match="its process died, perhaps killed for its memory"):
         embedder.embed([f"t{i}" for i in range(1000)])
     with pytest.raises(errors.EngineError, match="its process died"):
         embedder.embed(["a"])
+    with pytest.raises(errors.EngineError, match="its process died"):  # while its first texts are compared
+        make(engine_args={"a": 1}).embed(["a"])
     vllm.world.before_encode = lambda _: None
     assert make().embed(["a"]).shape == (1, 8)
 

@@ -108,10 +108,12 @@ class LLM:
         self._tokenizer = Tokenizer()
         self._finalizer = weakref.finalize(self, print, "vLLM cleans up in its own way")
         world.finalizers.append(self._finalizer)
+        self._core = None
         if world.with_core:
             spawn = multiprocessing.get_context("spawn")
             world.cores.append(spawn.Process(target=time.sleep, args=(100,), name="EngineCore", daemon=True))
-            world.cores[-1].start()
+            self._core = world.cores[-1]
+            self._core.start()
         self.outputs = queue.Queue()
         self.llm_engine = SimpleNamespace(
             model_config=SimpleNamespace(model=f"root of {model}", max_model_len=LIMIT, encoder_config=None),
@@ -120,8 +122,8 @@ class LLM:
 
     def _shutdown(self, timeout):
         self._finalizer.detach()
-        for core in world.cores:
-            core.kill()
+        if self._core is not None:
+            self._core.kill()
         world.threads.add(threading.get_ident())
         world.shut += 1
         if note := os.environ.get("STAND_IN_NOTE"):
@@ -136,7 +138,7 @@ class LLM:
         world.threads.add(threading.get_ident())
         world.calls.append(list(prompts))
         world.before_encode(prompts)
-        if world.cores and not world.cores[-1].is_alive():
+        if self._core is not None and not self._core.is_alive():
             raise self.outputs.get()  # as vLLM 0.32 waits for a core that was killed
         if world.fault is not None:
             raise world.fault
