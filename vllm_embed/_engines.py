@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import multiprocessing.util
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ class Engines:
         self.lock = threading.Lock()
         self._turn = threading.Lock()
         self._foreign: list[Running] = []
+        self._at_exit: multiprocessing.util.Finalize | None = None
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
@@ -55,6 +57,8 @@ class Engines:
         """Have our clean-up at exit come before vLLM's own, which has less patience: the last registered runs first."""
         atexit.unregister(self._end_all)
         atexit.register(self._end_all)
+        if self._at_exit is None:  # a child of multiprocessing waits for its own children before it comes to atexit
+            self._at_exit = multiprocessing.util.Finalize(None, self._end_all, exitpriority=100)
 
     def _end_all(self) -> None:
         with self.lock:
@@ -67,7 +71,7 @@ class Engines:
     def forked(self) -> None:
         """In a forked child: the parent's engines are kept, so that nothing of them is cleaned up, and not used."""
         self._foreign += [*self.running.values(), *self.ending]
-        self.running, self.ending = {}, set()
+        self.running, self.ending, self._at_exit = {}, set(), None
         self.lock, self._turn = threading.Lock(), threading.Lock()  # whoever held them is not in this process
         for engine in self._foreign:
             engine.forked()

@@ -526,3 +526,51 @@ def test_an_exit_while_the_engine_loads_waits_only_for_the_loading(tmp_path: Pat
     done = run(script, tmp_path, STAND_IN_NOTE=str(note), STAND_IN_LOADS_S="2")
     assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
     assert note.read_text().count("shut in") == 1
+
+
+def test_a_spawned_child_has_an_engine_of_its_own_and_ends(tmp_path: Path) -> None:
+    script = """
+        import concurrent.futures, multiprocessing
+        from vllm_embed import Embedder
+
+        def work(embedder):
+            import vllm
+            return embedder.embed(["a"]).shape, len(vllm.world.made)
+
+        if __name__ == "__main__":
+            embedder = Embedder(model="m", in_process=True)
+            spawn = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                print(pool.submit(work, embedder).result())
+    """
+    done = run(script, tmp_path, STAND_IN_CORE="1", STAND_IN_NOTE=str(tmp_path / "note"))
+    assert (done.stdout, done.stderr, done.returncode) == ("((1, 8), 1)\n", "", 0)
+    assert (tmp_path / "note").read_text().count("shut in") == 1
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_a_process_that_is_killed_leaves_no_core_behind(tmp_path: Path, end: str) -> None:
+    script = f"""
+        import os, signal
+        from vllm_embed import Embedder
+        if __name__ == "__main__":
+            Embedder(model="m", in_process=True).embed(["a"])
+            import vllm
+            print(vllm.world.cores[0].pid, flush=True)
+            os.kill(os.getpid(), signal.{end})
+    """
+    done = run(script, tmp_path, STAND_IN_CORE="1")
+    assert done.returncode == -getattr(signal, end)
+    core, until = int(done.stdout), time.monotonic() + 10
+    while time.monotonic() < until and _is_there(core):
+        time.sleep(0.05)
+    assert not _is_there(core)
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")  # where nobody waits for it, it stays as a zombie
+    return not (stat.exists() and stat.read_text().split()[2] == "Z")

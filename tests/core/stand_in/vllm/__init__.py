@@ -109,9 +109,9 @@ class LLM:
         self._finalizer = weakref.finalize(self, print, "vLLM cleans up in its own way")
         world.finalizers.append(self._finalizer)
         self._core = None
-        if world.with_core:
+        if world.with_core or os.environ.get("STAND_IN_CORE"):
             spawn = multiprocessing.get_context("spawn")
-            world.cores.append(spawn.Process(target=time.sleep, args=(100,), name="EngineCore", daemon=True))
+            world.cores.append(spawn.Process(target=time.sleep, args=(100,), name="EngineCore"))
             self._core = world.cores[-1]
             self._core.start()
         self.outputs = queue.Queue()
