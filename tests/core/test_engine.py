@@ -513,10 +513,10 @@ def test_an_embedder_that_nobody_closed_ends_its_engine_at_exit_without_a_word(t
 
 def test_an_exit_while_the_engine_loads_waits_only_for_the_loading(tmp_path: Path) -> None:
     script = """
-        import _thread, threading
+        import os, signal, threading
         from vllm_embed import Embedder
         if __name__ == "__main__":
-            threading.Timer(0.5, _thread.interrupt_main).start()
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
                 Embedder(model="m", in_process=True).embed(["a"])
             except KeyboardInterrupt:
