@@ -18,7 +18,7 @@ __all__ = ["VLLMEmbeddings"]
 
 
 class VLLMEmbeddings(Settings, Embeddings):
-    """Embeddings of a running vLLM server, for LangChain.
+    """Embeddings of a running vLLM server, or of vLLM in this process, for LangChain.
 
     Setup:
         ```bash

@@ -43,7 +43,7 @@ _FRAMEWORK = ("callback_manager", "embeddings_cache", "rate_limiter")
 
 
 class VLLMEmbedding(Settings, BaseEmbedding):
-    """Embeddings of a running vLLM server, for LlamaIndex.
+    """Embeddings of a running vLLM server, or of vLLM in this process, for LlamaIndex.
 
     All settings are in `vllm_embed.Settings` and the README. `model_name`, `api_base`, `query_instruction` and
     `text_instruction` are understood too.

@@ -35,7 +35,7 @@ _SAME: Final[Any] = object()
 
 
 class Embedder:
-    """Embeds texts with a running `vllm serve`.
+    """Embeds texts with a running `vllm serve`, or with vLLM in this process.
 
     One object serves scripts, running event loops, many `asyncio.run` in a row, threads, and forked children; all its
     calls share one queue and one bound. Making one opens no socket and starts no thread. It can be pickled, with its
