@@ -113,26 +113,32 @@ class VLLMEmbedding(Settings, BaseEmbedding):
         handler: SerializerFunctionWrapHandler,
         info: SerializationInfo,  # noqa: ARG002 - as LlamaIndex declares it
     ) -> dict[str, Any]:
-        """LlamaIndex's dump: what decides a vector. A model of None is asked for first."""
+        """LlamaIndex's dump: what decides a vector. A model of None and "auto" prompts are looked up first."""
         dumped = handler(self)
-        model = self._embedder.model()
+        model, prompts = self._embedder.model(), self._embedder.prompts()
         return {
             **{name: dumped[name] for name in _IDENTITY if name in dumped},
             **({"in_process": True, "engine_args": deciding(self.engine_args)} if self.in_process else {}),
+            "query_prompt": prompts.query or None,
+            "document_prompt": prompts.document or None,
             "model": model,
             "model_name": model,
             "class_name": self.class_name(),
         }
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
-        """As `to_dict`. The model is asked for here: an error in a serializer comes out as pydantic's, not as ours."""
-        self._embedder.model()
+        """As `to_dict`. What is looked up is so here: an error in a serializer comes out as pydantic's, not as ours."""
+        self._look_up()
         return super().model_dump(**options)
 
     def model_dump_json(self, **options: Any) -> str:
         """As `to_json`."""
-        self._embedder.model()
+        self._look_up()
         return super().model_dump_json(**options)
+
+    def _look_up(self) -> None:
+        self._embedder.model()
+        self._embedder.prompts()
 
     def _arguments(self) -> dict[str, Any]:
         return {**super()._arguments(), "embed_batch_size": self.embed_batch_size, "num_workers": self.num_workers}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm_embed import _prompts
 from vllm_embed._engine_args import deciding
-from vllm_embed.errors import FingerprintMismatchError
+from vllm_embed.errors import ConfigurationError, FingerprintMismatchError
 from vllm_embed.fingerprint import CANARIES, Fingerprint
 
 if TYPE_CHECKING:
@@ -62,8 +62,11 @@ class Identity:
         """The prompts that go before queries and documents."""
         if self._prompts is None:
             given = (self._settings.query_prompt, self._settings.document_prompt)
-            model = self._core.backend.model()
-            own = _prompts.find(model, self._settings.model, self._core.backend.about().root)
+            names = self._core.backend.model(), self._settings.model
+            try:
+                own = _prompts.find(*names)
+            except ConfigurationError:  # asking for the root starts an engine in process, or needs a server that is up
+                own = _prompts.find(*names, self._core.backend.about().root)
             pairs = zip(given, own, strict=True)
             query, document = (theirs if ours == "auto" else ours or "" for ours, theirs in pairs)
             self._prompts = _prompts.Prompts(query, document)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_embed._job import Job
+    from vllm_embed._prompts import Prompts
     from vllm_embed._stream import OnError
     from vllm_embed.fingerprint import Fingerprint
 
@@ -183,6 +184,11 @@ class Embedder:
             VLLMEmbedError: the server cannot be asked.
         """
         return self._core.backend.model()
+
+    def prompts(self) -> Prompts:
+        """What goes before texts, "auto" looked up: `.query` and `.document`, "" for nothing. Raises as `embed`."""
+        self._check_open()
+        return self._identity.prompts()
 
     def preview(self, text: str, kind: Kind = "document", prompt: str | None = None) -> str:
         """The text as it would be sent: cleaned, with its prompt.

@@ -120,6 +120,17 @@ def test_what_decides_a_vector_is_embedded_again(server, embed, changes):
     np.testing.assert_allclose(vectors, fresh(server, changes), atol=1e-6)
 
 
+def test_the_models_own_prompts_are_cached_as_what_they_are(server, embed, tmp_path):
+    """Written out they are the same vectors; in another revision of the model they are not."""
+    before = embed(**options(server, document_prompt="auto"))
+    requests = server.requests
+    np.testing.assert_allclose(embed(**options(server, document_prompt="d: ")), before, atol=1e-6)
+    assert server.requests == requests
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"document": "other: "}}')
+    after = embed(**options(server, document_prompt="auto"))
+    np.testing.assert_allclose(after, fresh(server, {"document_prompt": "other: "}), atol=1e-6)
+
+
 @pytest.mark.parametrize("changes", TRANSPORT)
 def test_what_does_not_decide_it_is_never_embedded_again(server, embed, changes):
     before = embed(**options(server))

@@ -164,6 +164,50 @@ def test_dict_holds_the_name_of_the_model_that_the_server_lists(server):
     assert server.paths == {"GET /v1/models": 1}  # asked once, and no text embedded for it
 
 
+@pytest.fixture
+def own_prompts(tmp_path):
+    """A server whose model has prompts, and the function that gives it others."""
+
+    def write(**prompts):
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}), "utf8")
+
+    with FakeVLLMServer(dimension=16, root=str(tmp_path)) as server:
+        yield server, write
+
+
+def test_dict_holds_the_models_own_prompts_and_not_that_they_are_its_own(own_prompts):
+    """Cached under "auto", the vectors of another revision's prompts would be taken for this one's."""
+    server, write = own_prompts
+    made = {}
+    for passage in ("passage: ", "text: {text}"):
+        write(query="query: ", passage=passage)
+        auto = VLLMEmbedding(base_url=server.base_url, query_prompt="auto", document_prompt="auto")
+        written_out = VLLMEmbedding(base_url=server.base_url, query_prompt="query: ", document_prompt=passage)
+        made[passage] = auto.to_dict()
+        assert auto.to_dict() == auto.model_dump() == json.loads(auto.to_json()) == written_out.to_dict()
+        assert (auto.query_prompt, auto.document_prompt) == ("auto", "auto")
+    assert made["passage: "] != made["text: {text}"]
+    assert server.requests == 0  # no text was embedded for it
+    again = VLLMEmbedding.from_dict(made["passage: "], base_url=server.base_url)
+    assert (again.query_prompt, again.document_prompt) == ("query: ", "passage: ")
+    again.get_query_embedding("a")
+    again.get_text_embedding("b")
+    assert [body["input"] for body in server.bodies] == [["query: a"], ["passage: b"]]
+
+
+def test_dict_without_a_prompt_is_one_whatever_it_was_told(own_prompts):
+    server, write = own_prompts
+    write(query="query: ")
+    dumps = [VLLMEmbedding(base_url=server.base_url, document_prompt=prompt).to_dict() for prompt in (None, "", "auto")]
+    assert [dump["document_prompt"] for dump in dumps] == [None] * 3
+    assert dumps[0] == dumps[1] == dumps[2]
+
+
+def test_dict_of_prompts_that_the_model_has_not_is_refused_with_where_was_looked(server):
+    with pytest.raises(ConfigurationError, match="no prompts were found; looked at"):
+        VLLMEmbedding(base_url=server.base_url, query_prompt="auto").to_dict()
+
+
 def test_dict_of_an_unnamed_model_needs_the_server(server):
     """An identity without its model would find the vectors of another."""
     server.stop()

@@ -62,6 +62,13 @@ def test_auto_for_one_kind_leaves_the_others_prompt(tmp_path: Path) -> None:
             assert (embedder.preview("x", kind="query"), embedder.preview("x")) == ("query: x", "d: x")
 
 
+def test_auto_asks_no_server_where_the_named_model_lies_here(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", E5)
+    with Embedder(base_url="http://127.0.0.1:9", model=model, query_prompt="auto", max_retries=0) as embedder:
+        assert embedder.prompts() == ("query: ", "")
+        assert embedder.preview("x", kind="query") == "query: x"
+
+
 def test_auto_looks_into_the_hubs_cache(
     server: FakeVLLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
