@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_embed.errors import VLLMEmbedError
     from vllm_embed.settings import Settings
 
-__all__ = ["Report", "examine"]
+__all__ = ["Report", "examine", "misuse"]
 
 _BLOCKED: Final[tuple[tuple[type[VLLMEmbedError], str, str], ...]] = (
     (errors.ServerTimeoutError, "too-slow", "See what keeps the server busy, or give it longer with --timeout."),
@@ -32,9 +32,9 @@ _BLOCKED: Final[tuple[tuple[type[VLLMEmbedError], str, str], ...]] = (
     (
         errors.ModelNotFoundError,
         "model",
-        "Name a served embedding model with --model, or start one with --runner pooling.",
+        "Start an embedding model with --runner pooling, or name the one that is served with --model.",
     ),
-    (errors.ConfigurationError, "model", "Name the model with --model; a server that lists none serves none."),
+    (errors.ConfigurationError, "options", "Give the option that is named another value."),
     (errors.BadReplyError, "not-vllm", "Give vLLM's own address with --base-url; something else answers at this one."),
     (errors.VLLMEmbedError, "refused", "See the server's own log for why it refuses."),
 )
@@ -94,6 +94,12 @@ def examine(settings: Settings, reference: str | None = None) -> Report:
             findings.append(_stopped(exc, one))
     secret = settings.api_key.get_secret_value() if settings.api_key else ""
     return _report(verdict, [_shown(finding, secret) for finding in findings])
+
+
+def misuse(exc: errors.ConfigurationError) -> Report:
+    """What is told of options with which nothing can be looked at."""
+    name, fix = next((name, fix) for kind, name, fix in _BLOCKED if isinstance(exc, kind))
+    return _report("", [Finding(name, "blocked", str(exc), fix)])
 
 
 def _look(patient: Patient, reference: Reference | None, findings: list[Finding]) -> str:

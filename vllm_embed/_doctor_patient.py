@@ -16,7 +16,7 @@ from vllm_embed._core import PROBE
 from vllm_embed._http import Http
 from vllm_embed._server import Server
 from vllm_embed.embedder import Embedder
-from vllm_embed.errors import BadReplyError, ConfigurationError, ModelNotFoundError
+from vllm_embed.errors import BadReplyError, ModelNotFoundError
 from vllm_embed.fingerprint import CANARIES
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Patient:
     """One server, met: it answers, and it embeds. A context manager.
 
     Args:
-        settings: for one server; `dimensions` and `expect` are not used for the vectors here.
+        settings: for one server; prompts, `dimensions` and `expect` are not used for the vectors here.
 
     Raises:
         VLLMEmbedError: it cannot be looked at.
@@ -69,7 +69,7 @@ class Patient:
         self.dimensions = settings.dimensions
         (self.address,) = _address.addresses(settings.base_url)
         self.http = Http(self.settings, (self.address,))
-        self.embedder = Embedder(self.settings)
+        self.embedder = Embedder(self.settings.model_copy(update={"query_prompt": None, "document_prompt": None}))
         try:
             self._meet()
             self.info: ServerInfo = self.embedder.info()
@@ -87,11 +87,19 @@ class Patient:
                 names = []  # a gateway hides the list
         if self.settings.model is None and len(names) != 1:
             listed = ", ".join(map(repr, names)) or "none"
-            raise ConfigurationError(f"{self.address.url}: the server lists {len(names)} models ({listed})")
+            raise ModelNotFoundError(f"{self.address.url}: the server lists {len(names)} models ({listed})")
         if self.settings.model is not None and names and self.settings.model not in names:
             listed = ", ".join(map(repr, names))
             raise ModelNotFoundError(f"{self.address.url}: {self.settings.model!r} is not served, but {listed}")
-        self.embedder.embed([PROBE], prompt="")
+        try:
+            self.embedder.embed([PROBE])
+        except ModelNotFoundError as exc:
+            if not names:
+                raise
+            raise ModelNotFoundError(
+                f"{self.address.url}: the server lists {self.settings.model or names[0]!r}, but answers "
+                f"{exc.status} to /embeddings: it serves a chat model, or a gateway hides the route"
+            ) from exc
 
     def post(self, url: str, **body: Any) -> HttpReply:
         """The reply to a JSON body, with the model's name in it."""

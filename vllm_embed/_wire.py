@@ -124,6 +124,8 @@ _REQUEST = re.compile(r"matryoshka|dimensions", re.IGNORECASE)
 _NUMBERS = re.compile(r"context length is (\d+) tokens.*?(?:contains|requested) (at least )?(\d+)", re.DOTALL)
 _CHARACTERS = re.compile(r"context length is (\d+) tokens.*?contains (\d+) characters \(more than (\d+)", re.DOTALL)
 """VLLM 0.32 counts no tokens of a text with more characters than the limit times its longest token, blanks included."""
+_NO_EMBEDDINGS = "does not support Embeddings API"
+"""A chat model's vLLM said so with a 400 or 501 while the route was always there; 0.32 has none: a bare 404."""
 _LONGEST = 300
 
 
@@ -147,11 +149,11 @@ def read_error(status: int, content: bytes, *, texts: Sequence[str], secrets: Se
             "VLLM_API_KEY",
             status=status,
         )
-    if status == 404:
+    if status == 404 or _NO_EMBEDDINGS in said:
         hint = "GET /v1/models lists what it serves"
         if "does not exist" not in said:
             hint = "it may serve no embedding model (start it with --runner pooling), or base_url may name another path"
-        return ModelNotFoundError(f"404 {quoted.removesuffix('.')}: {hint}", status=status)
+        return ModelNotFoundError(f"{status} {quoted.removesuffix('.')}: {hint}", status=status)
     if status == 413:
         told = f"413, the request is larger than the server or its proxy takes: {quoted}"
         return InputTooLongError(told, status=status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = "a-key-that-nobody-may-see"
-REFUSED = Fault.status(404, body={"detail": "Not Found"})
+_NO_EMBEDDINGS = {"message": "The model does not support Embeddings API", "type": "BadRequestError", "param": None}
+CHAT = [
+    Fault.status(404, body={"detail": "Not Found"}),
+    Fault.status(400, body={"object": "error", **_NO_EMBEDDINGS, "code": 400}),
+    Fault.status(501, body={"error": {**_NO_EMBEDDINGS, "type": "NotImplementedError", "code": 501}}),
+]
+"""What a chat model's vLLM answers: seen at 0.32; the route was always there before."""
 
 
 def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -179,9 +186,30 @@ def test_nginx(status: int, model: list[str]) -> None:
         one_blocked(["--base-url", server.base_url, *model], name, server.base_url)
 
 
-def test_a_chat_models_vllm(sound: FakeVLLMServer) -> None:
-    sound.order(REFUSED, times=None)
-    one_blocked(["--base-url", sound.base_url], "model", "no embedding model")
+@pytest.mark.parametrize("model", [[], ["--model", "fake-model"]], ids=["listed", "named"])
+@pytest.mark.parametrize("answer", CHAT, ids=["0.32", "0.10", "0.13"])
+def test_a_chat_models_vllm(answer: Fault, model: list[str], sound: FakeVLLMServer) -> None:
+    sound.order(answer, times=None)
+    words = "lists 'fake-model', but answers", "to /embeddings: it serves a chat model"
+    one_blocked(["--base-url", sound.base_url, *model], "model", *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--base-url", "ftp://gpu-0"], "base_url: a server's URL starts with http://"),
+        (["--dimensions", "0"], "dimensions=0: "),
+        (["--dimensions", "8", "--timeout", "-1"], "timeout=-1.0: "),
+        (["--api-key", f"{KEY}\n\u00e9"], "api_key: a key is printable ASCII"),
+        (["--verify", "/no/such/file.pem"], "verify='/no/such/file.pem' is not a readable file"),
+    ],
+    ids=["address", "dimensions", "timeout", "key", "certificates"],
+)
+def test_options_with_which_nothing_can_be_looked_at(arguments: list[str], words: str) -> None:
+    one_blocked(arguments, "options", words)
+    told = CliRunner().invoke(app, ["doctor", *arguments])
+    assert told.exit_code == 2
+    assert told.stdout.startswith("STOPPED  options")
 
 
 @pytest.mark.parametrize("key", [[], ["--api-key", "sk-wrong"]], ids=["none", "wrong"])
@@ -205,6 +233,19 @@ def test_several_models() -> None:
 def test_a_server_that_is_too_slow(sound: FakeVLLMServer) -> None:
     sound.order(Fault.delay(30), times=None)
     one_blocked(["--base-url", sound.base_url, "--timeout", "0.3"], "too-slow", "timeout=0.3 s")
+
+
+class Slow(FakeVLLMServer):
+    """Every route answers in half a minute."""
+
+    async def _handle(self, request: Any, send: Any) -> None:
+        await asyncio.sleep(30)
+        await super()._handle(request, send)
+
+
+def test_a_server_that_is_too_slow_in_everything() -> None:
+    with Slow() as server:
+        one_blocked(["--base-url", server.base_url, "--timeout", "0.3"], "too-slow", "timeout=0.3 s")
 
 
 def test_a_server_that_stops_answering_midway(sound: FakeVLLMServer) -> None:
@@ -321,6 +362,11 @@ def test_prompts_that_the_model_has_and_nobody_sends(tmp_path: Path) -> None:
         status, report = doctor(*address, "--query-prompt", "query:", "--document-prompt", "")
         assert status == 0
         assert set(levels(report, "warning")) == {"query-prompt", "document-prompt"}
+
+
+def test_auto_where_the_model_has_no_prompts_is_told_beside_everything_else(sound: FakeVLLMServer) -> None:
+    report = wrong(sound, "prompts", 'a prompt is "auto", but no config', options=("--query-prompt", "auto"))
+    assert "speed" in levels(report, "info")
 
 
 def test_a_replica_with_other_vectors(sound: FakeVLLMServer) -> None:

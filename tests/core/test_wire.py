@@ -128,6 +128,13 @@ NOT_MATRYOSHKA = (
             id="unknown model",
         ),
         pytest.param(404, b'{"detail":"Not Found"}', errors.ModelNotFoundError, "--runner pooling", id="no route"),
+        pytest.param(
+            400,
+            b'{"object":"error","message":"The model does not support Embeddings API","code":400}',
+            errors.ModelNotFoundError,
+            "--runner pooling",
+            id="a chat model of 0.10",
+        ),
         pytest.param(400, TOO_LONG, errors.InputTooLongError, "at least 257 tokens, the limit is 256", id="too long"),
         pytest.param(
             400,

@@ -36,12 +36,12 @@ def doctor(
     ] = None,
     document_prompt: Annotated[str | None, typer.Option(show_default=False, help="The same for documents.")] = None,
     dimensions: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Matryoshka width that your application asks for.")
+        int | None, typer.Option(show_default=False, help="Matryoshka width that your application asks for.")
     ] = None,
     normalize: Annotated[
         bool | None, typer.Option(show_default=False, help="What your application sets; default: as the model does.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 20.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 20.0,
     verify: Annotated[
         str | None, typer.Option(show_default=False, help="TLS: file of the CA that signed the server's certificate.")
     ] = None,
@@ -59,7 +59,8 @@ def doctor(
 
     Exit status: 0 sound, 1 findings that make vectors wrong, 2 could not look.
     """
-    from vllm_embed._doctor import examine  # noqa: PLC0415 - httpx, numpy and pydantic, not for --help
+    from vllm_embed._doctor import examine, misuse  # noqa: PLC0415 - httpx, numpy and pydantic, not for --help
+    from vllm_embed.errors import ConfigurationError  # noqa: PLC0415
     from vllm_embed.settings import Settings  # noqa: PLC0415
 
     options = {
@@ -74,7 +75,10 @@ def doctor(
     }
     if base_url:
         options["base_url"] = ",".join(base_url)
-    report = examine(Settings(**options), reference)
+    try:
+        report = examine(Settings(**options), reference)
+    except ConfigurationError as exc:
+        report = misuse(exc)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=1))
     else:
