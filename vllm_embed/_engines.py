@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing.util
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from vllm_embed import _engine_args, _spawn
@@ -78,6 +79,8 @@ class Engines:
 
 
 engines = Engines()
+# The first finalizer registers the clean-up of all, vLLM's too. Ours is registered later, so it runs before.
+weakref.finalize(engines, bool)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=engines.forked)

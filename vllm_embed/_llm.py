@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import multiprocessing
 import multiprocessing.process
 import os
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LLM", "NO_VLLM", "cores", "explained", "refuses"]
+__all__ = ["LLM", "NO_VLLM", "cores", "explained", "kill", "refuses"]
 
 _GRACE_S = 30.0
 """Seconds that vLLM's core has to end by itself. vLLM's own 5 s end in a kill and leak shared memory (0.32, CPU)."""
@@ -162,6 +163,17 @@ def cores(others: Collection[Any]) -> list[Any]:
     """Processes of vLLM's cores that this one started and that are not among the others."""
     children = multiprocessing.active_children()
     return [child for child in children if child not in others and "EngineCore" in child.name]
+
+
+def kill(core: Any) -> None:
+    """End a core that is loading, and its workers, which stay until they have loaded when only it ends (0.27)."""
+    psutil: Any = importlib.import_module("psutil")  # vLLM itself needs it
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(core.pid)
+        process.suspend()  # it starts no more of them
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def _guard(watched: Collection[Any]) -> subprocess.Popen[bytes] | None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_embed import _engine_args
-from vllm_embed._llm import LLM, cores, explained, refuses
+from vllm_embed._llm import LLM, cores, explained, kill, refuses
 from vllm_embed.errors import ClosedError, EngineError, VLLMEmbedError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Running:
         until = time.monotonic() + _STOP_S
         while self.thread.is_alive() and not self._loaded.done() and time.monotonic() < until:
             for core in cores(self._others):
-                core.terminate()
+                kill(core)
             self.thread.join(0.1)
 
     def forked(self) -> None:

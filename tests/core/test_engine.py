@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vllm_embed import Embedder, _running, errors
+from vllm_embed import Embedder, _llm, _running, errors
 from vllm_embed._engines import engines
 
 if TYPE_CHECKING:
@@ -526,6 +526,21 @@ def test_an_exit_while_the_engine_loads_waits_only_for_the_loading(tmp_path: Pat
     done = run(script, tmp_path, STAND_IN_NOTE=str(note), STAND_IN_LOADS_S="2")
     assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
     assert note.read_text().count("shut in") == 1
+
+
+def test_a_core_that_is_ended_while_it_loads_takes_its_workers_along() -> None:
+    code = (
+        "import subprocess; worker = subprocess.Popen(['sleep', '100']); print(worker.pid, flush=True); worker.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as core:
+        worker = int(core.stdout.readline())
+        _llm.kill(core)
+        assert core.wait(10) == -signal.SIGKILL
+    until = time.monotonic() + 10
+    while time.monotonic() < until and _is_there(worker):
+        time.sleep(0.05)
+    assert not _is_there(worker)
+    _llm.kill(core)  # gone already: nothing to do
 
 
 def test_a_spawned_child_has_an_engine_of_its_own_and_ends(tmp_path: Path) -> None:
