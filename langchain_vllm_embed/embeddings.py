@@ -33,7 +33,7 @@ class VLLMEmbeddings(Settings, Embeddings):
         base_url: The server, or a list of replicas. Default: VLLM_BASE_URL, else http://localhost:8000/v1.
         api_key: The server's key. Default: VLLM_API_KEY, else none.
         query_prompt, document_prompt: Put before each text, or a template with `{text}`.
-        long_text: "error" or "truncate".
+        long_text: "error", "truncate" or "chunk".
         batch_size, max_concurrency: Texts in one request, requests in flight.
 
         All of them are in `vllm_embed.Settings` and the README. `openai_api_base`, `openai_api_key`, `chunk_size`,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from vllm_embed.errors import ConfigurationError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from pydantic import ValidationError
-
-__all__ = ["told", "unknown"]
+__all__ = ["in_our_words", "told", "unknown"]
 
 _SECRET = frozenset({"api_key", "base_url", "default_headers", "engine_args", "http_client", "proxy"})
 """Options whose values no message may quote."""
@@ -31,6 +34,15 @@ def unknown(owner: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = _HINTS.get(name) or (f"did you mean {near[0]}?" if near else "see the settings table in the README")
     return f"{owner} has no option {name!r}: {hint}"
+
+
+@contextlib.contextmanager
+def in_our_words() -> Iterator[None]:
+    """Pydantic's error as a `ConfigurationError`; what is wrapped in it said no value that may hold a secret."""
+    try:
+        yield
+    except ValidationError as exc:
+        raise ConfigurationError(told(exc, {})) from None
 
 
 def told(exc: ValidationError, options: Mapping[str, Any]) -> str:

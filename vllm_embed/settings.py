@@ -21,6 +21,7 @@ from pydantic import (
     field_serializer,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema  # noqa: TC002 - pydantic reads the annotation
 
 from vllm_embed import _address, _checks, _engine_args, _told
 from vllm_embed.errors import ConfigurationError
@@ -142,11 +143,11 @@ class Settings(BaseModel):
     proxy: Annotated[str | None, AfterValidator(_address.proxy)] = None
     """URL of an HTTP or SOCKS proxy. None: the environment's HTTP_PROXY and NO_PROXY."""
 
-    http_client: httpx.Client | None = Field(default=None, exclude=True)
+    http_client: SkipJsonSchema[httpx.Client | None] = Field(default=None, exclude=True)
     """A client of your own. Never closed here; it cannot be pickled or used in a forked child."""
 
-    expect: Annotated[InstanceOf[Fingerprint] | str | None, BeforeValidator(_checks.expectation)] = Field(
-        default=None, exclude=True
+    expect: Annotated[SkipJsonSchema[InstanceOf[Fingerprint]] | str | None, BeforeValidator(_checks.expectation)] = (
+        Field(default=None, exclude=True)
     )
     """A `Fingerprint`, or the path of a saved one: checked on first use, other vectors are refused."""
 
@@ -160,6 +161,18 @@ class Settings(BaseModel):
                 super().__init__(**self._placed(self._canonical(options)))
             except ValidationError as exc:
                 raise ConfigurationError(_told.told(exc, options)) from None
+
+        @classmethod
+        def model_validate(cls, obj: Any, **options: Any) -> Self:
+            """As pydantic's, with the constructor's errors."""
+            with _told.in_our_words():
+                return super().model_validate(obj, **options)
+
+        @classmethod
+        def model_validate_json(cls, json_data: Any, **options: Any) -> Self:
+            """As pydantic's, with the constructor's errors."""
+            with _told.in_our_words():
+                return super().model_validate_json(json_data, **options)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if self.aliases.get(name, name) in Settings.model_fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import threading
 
@@ -187,6 +188,44 @@ def test_an_injected_client_is_used_shared_and_never_closed(adapter, ask, server
         assert [headers["x-from"] for headers in server.request_headers] == ["a-client"] * 3
         assert not client.is_closed
         assert made.model_copy(update={"http_client": None}).http_client is None
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+def test_the_json_schema_is_of_what_json_can_hold(adapter, mode, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "sk-from-the-environment")
+    schema = adapter.make.model_json_schema(mode=mode)
+    assert "sk-from" not in json.dumps(schema)
+    assert "http_client" not in schema.get("properties", {})
+    if mode == "validation":
+        assert {"model", "base_url", "expect", "timeout"} <= schema["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bogus": 1}, "has no option 'bogus'"),
+        ({"timeout": -1, "api_key": "sk-a"}, "^timeout=-1: .*greater than 0$"),
+        ({"api_key": "sk-\u00e9"}, "^api_key: a key is printable ASCII"),
+        (3, "valid dictionary|an object"),
+    ],
+    ids=["unknown", "out of range", "key", "no dictionary"],
+)
+def test_validating_bad_options_says_what_the_constructor_says(adapter, options, said):
+    for validate, given in (
+        (adapter.make.model_validate, options),
+        (adapter.make.model_validate_json, json.dumps(options)),
+    ):
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            validate(given)
+        assert "sk-" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="Invalid JSON"):
+        adapter.make.model_validate_json('{"api_key": "sk-')
+
+
+def test_good_options_validate_under_any_name(adapter):
+    made = adapter.make.model_validate({"model": "m", "chunk_size": 3})
+    assert (made.model, made.batch_size) == ("m", 3)
+    assert adapter.make.model_validate(made) is made
 
 
 def test_an_injected_client_cannot_be_pickled(adapter):
