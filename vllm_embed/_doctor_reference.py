@@ -82,7 +82,7 @@ def compare(patient: Patient, reference: Reference) -> tuple[Verdict, list[Findi
         return _with_fingerprint(patient, reference)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _with_model(patient, reference)
+        return _with_model(patient.texts, patient.vectors, reference)
 
 
 def _with_fingerprint(patient: Patient, expected: Fingerprint) -> tuple[Verdict, list[Finding]]:
@@ -110,8 +110,7 @@ def _with_fingerprint(patient: Patient, expected: Fingerprint) -> tuple[Verdict,
     return "broken" if broken else "re-index needed", [finding]
 
 
-def _with_model(patient: Patient, model: Any) -> tuple[Verdict, list[Finding]]:
-    texts, ours = patient.texts, patient.vectors
+def _with_model(texts: Sequence[str], ours: NDArray[np.float32], model: Any) -> tuple[Verdict, list[Finding]]:
     theirs = _encode(model, texts)
     if ours.shape != theirs.shape:
         told = f"the server gives {ours.shape[1]} dimensions, the reference {theirs.shape[1]}: another model"
@@ -136,14 +135,30 @@ def _otherwise(
     if (named := _by_pooling(model, texts, ours, alike)) is not None:
         return "re-index needed", [named, *lengths]
     if not lengths and alike.mean >= _NEAR and (precision := _precision(model, texts, ours, least=SAME)):
-        told = f"another precision: the reference in {precision} gives the server's vectors; {alike}"
-        fix = "Start vLLM with --dtype float32 where the last digits matter; an index may hold both."
-        return "same vectors", [Finding("reference", "warning", told, fix)]
+        canaries = len(CANARIES)
+        return "same vectors", [
+            _by_precision(precision, alike, _least(ours[:canaries], _encode(model, texts[:canaries])))
+        ]
     broken = not alike.mean >= _BROKEN
     told = "nothing of the reference is in these vectors" if broken else "not the reference's vectors"
     tried = "neither another pooling nor another precision explains it, so it is another model or revision"
     verdict: Verdict = "broken" if broken else "re-index needed"
     return verdict, [Finding("reference", "wrong", f"{told}: {alike}; {tried}", _ANOTHER)]
+
+
+def _by_precision(precision: str, alike: _Likeness, canaries: float) -> Finding:
+    """What another precision means for an index, and for `expect=`, which judges by the canaries alone."""
+    told = f"another precision: the reference in {precision} gives the server's vectors; {alike}; expect= "
+    if canaries >= SAME:
+        told += f"accepts it: least cosine of its own texts {canaries:.6f}, its bound {SAME}"
+        fix = "One index may hold both. Start vLLM with --dtype float32 where the last digits matter."
+    else:
+        told += f"refuses it: least cosine of its own texts {canaries:.6f}, its bound {SAME}"
+        fix = (
+            "Start vLLM in the reference's precision (--dtype float32); or, where that many shared neighbours do, "
+            "keep the index and save this server's fingerprint for expect=."
+        )
+    return Finding("reference", "warning", told, fix)
 
 
 def _by_length(alike: _Likeness, served_unit: bool) -> Finding:

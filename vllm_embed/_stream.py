@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vllm_embed._job import refusal
 from vllm_embed.errors import VLLMEmbedError
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from vllm_embed._core import Core
     from vllm_embed._job import Job
 
-__all__ = ["OnError", "blocks"]
+__all__ = ["PAUSE", "OnError", "blocks", "cut"]
 
 OnError = Literal["raise", "yield"]
+
+PAUSE: Final[Any] = object()
+"""Among the texts: send what was read so far, and read on only when all of it was handed out."""
 
 _AHEAD = 2
 """Blocks on the way for each request that may be in flight."""
@@ -27,37 +30,42 @@ def blocks(core: Core, texts: Iterator[Any], make: Callable[[list[Any]], Job], o
     """See `Embedder.stream`; `make` turns a block's texts into a job."""
     dispatcher, limits = core.dispatcher, core.dispatcher.limits
     ahead: collections.deque[tuple[int, int, Job]] = collections.deque()
-    read, more = 0, True
+    read, more, paused = 0, True, False
     try:
         while True:
-            while more and len(ahead) < _AHEAD * core.backend.slots:
-                block = _cut(texts, limits.texts, limits.chars)
-                if not block:
-                    more = False
-                    break
-                job = make(block)
-                dispatcher.start(job)
-                ahead.append((read, len(block), job))
-                read += len(block)
-            if not ahead:
+            while more and not paused and len(ahead) < _AHEAD * core.backend.slots:
+                block, more, paused = cut(texts, limits.texts, limits.chars)
+                if block:
+                    job = make(block)
+                    dispatcher.start(job)
+                    ahead.append((read, len(block), job))
+                    read += len(block)
+            if ahead:
+                yield _finished(core, *ahead[0], on_error)
+                ahead.popleft()
+            elif not more:
                 return
-            yield _finished(core, *ahead[0], on_error)
-            ahead.popleft()
+            paused = paused and bool(ahead)
     finally:
         for _, _, job in ahead:
             dispatcher.cancel(job)
 
 
-def _cut(texts: Iterator[Any], most: int, chars: int) -> list[Any]:
-    """The next texts that fill one request; the last may go over the characters."""
+def cut(texts: Iterator[Any], most: int, chars: int) -> tuple[list[Any], bool, bool]:
+    """The next texts that fill one request, whether there may be more, and whether to pause first.
+
+    The last text may go over the characters.
+    """
     block: list[Any] = []
     used = 0
     for text in texts:
+        if text is PAUSE:
+            return block, True, True
         block.append(text)
         used += len(text) if isinstance(text, str) else 0
         if len(block) >= most or used >= chars:
-            break
-    return block
+            return block, True, False
+    return block, False, False
 
 
 def _finished(core: Core, start: int, count: int, job: Job, on_error: OnError) -> Block:

@@ -190,6 +190,23 @@ class Embedder:
         self._check_open()
         return self._identity.prompts()
 
+    def count(self, text: str, kind: Kind = "document", prompt: str | None = None) -> int:
+        """Tokens of a text as it would be sent, by the model's own tokenizer, with the prompt and special tokens.
+
+        Raises:
+            VLLMEmbedError: no replica answers `/tokenize`; a gateway may hide it.
+        """
+        return self._core.backend.count(self.preview(text, kind, prompt))
+
+    def limit(self) -> int:
+        """Most tokens of one text, prompt and special tokens included; asked for once.
+
+        Raises:
+            VLLMEmbedError: as in `count`.
+        """
+        self._check_open()
+        return self._core.backend.limit()
+
     def preview(self, text: str, kind: Kind = "document", prompt: str | None = None) -> str:
         """The text as it would be sent: cleaned, with its prompt.
 

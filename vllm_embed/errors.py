@@ -12,6 +12,7 @@ VLLMEmbedError
 │   └── InputTooLongError     longer than the model's limit
 ├── EngineError               vLLM in this process, or a server started here, failed
 ├── FingerprintMismatchError  other vectors than those expected
+├── OutputError               what a job writes to is full, read-only, in use, or not the job's
 └── ClosedError               used after close()
 """
 
@@ -35,6 +36,7 @@ __all__ = [
     "InputTooLongError",
     "InvalidInputError",
     "ModelNotFoundError",
+    "OutputError",
     "ServerStatusError",
     "ServerTimeoutError",
     "ServerUnreachableError",
@@ -137,6 +139,10 @@ class EngineError(VLLMEmbedError):
 
 class FingerprintMismatchError(VLLMEmbedError):
     """The server's vectors are not the ones expected."""
+
+
+class OutputError(VLLMEmbedError):
+    """A job cannot write: a full disk, a read-only folder, a store in use, or an output that is not this job's."""
 
 
 class ClosedError(VLLMEmbedError):

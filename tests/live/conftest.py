@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib.util
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from _reference import Reference
 
 from vllm_embed import Embedder
 from vllm_embed.serving import VLLMServer
@@ -97,3 +99,27 @@ def encode(live_model: str) -> Callable[..., NDArray[np.float32]]:
         return vector
 
     return encoded
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Beside a busy server torch's threads wait for each other: with two the reference took ten times as long."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def reference(live_model: str) -> Reference:
+    """The model as sentence-transformers and transformers read it."""
+    return Reference(live_model)
+
+
+@pytest.fixture(params=["sync", "async"])
+def embed(request: pytest.FixtureRequest) -> Callable[..., NDArray[np.float32]]:
+    """`Embedder.embed` or `Embedder.aembed`, of an embedder and what either takes."""
+    if request.param == "sync":
+        return lambda embedder, *args, **kwargs: embedder.embed(*args, **kwargs)
+    return lambda embedder, *args, **kwargs: asyncio.run(embedder.aembed(*args, **kwargs))

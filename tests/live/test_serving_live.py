@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from vllm_embed import serving
+from vllm_embed import Embedder, serving
 from vllm_embed.errors import EngineError
 from vllm_embed.serving import VLLMServer
 
@@ -142,6 +142,21 @@ def test_sigterm_while_it_loads_leaves_nothing(serve):
     assert len(family) >= 4
     serve.process.terminate()
     assert serve.process.wait(10.0) == 0
+    assert_gone(family)
+
+
+def test_two_replicas_share_the_texts_inside_the_block_and_are_gone_after_it(model):
+    with VLLMServer(
+        model, replicas=2, port=0, env=ENV, dtype="float32", vllm_args=["--max-model-len", "128"]
+    ) as server:
+        leaders = [psutil.Process(process.pid) for process in server.processes]
+        family = [*leaders, *(child for leader in leaders for child in leader.children(recursive=True))]
+        assert len(family) >= 8
+        with Embedder(model=server.model_name, base_url=server.base_urls) as embedder:
+            assert embedder.embed([f"document {i}" for i in range(1_280)]).shape == (1_280, 384)
+            shares = {url: counted["texts"] for url, counted in embedder.stats().endpoints.items()}
+        assert set(shares) == set(server.base_urls)
+        assert min(shares.values()) >= 128
     assert_gone(family)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_embed.testing._replies import invalid, model_not_found, refused, too_long
-from vllm_embed.testing._text import VOCABULARY_SIZE, count_tokens, cut, is_encodable
+from vllm_embed.testing._replies import invalid, model_not_found, refused, too_long, too_many_characters
+from vllm_embed.testing._text import CHARACTERS_OF_A_TOKEN, VOCABULARY_SIZE, count_tokens, cut, is_encodable
 from vllm_embed.testing._vectors import Form
 
 _ENDIANNESS = ("native", "big", "little")
@@ -110,6 +110,8 @@ def _whole_number(body: Mapping[str, Any], name: str) -> int | None:
 
 def _fit(prompt: str | list[int], limit: int | None, max_model_len: int) -> tuple[str | list[int], int]:
     """The prompt and its number of tokens, truncated when the request has a limit."""
+    if isinstance(prompt, str) and limit is None and len(prompt) > max_model_len * CHARACTERS_OF_A_TOKEN:
+        raise too_many_characters(max_model_len, len(prompt), max_model_len * CHARACTERS_OF_A_TOKEN)
     if isinstance(prompt, str) and not is_encodable(prompt):
         raise refused("TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]")
     tokens = count_tokens(prompt) if isinstance(prompt, str) else len(prompt)

@@ -96,6 +96,16 @@ def too_long(limit: int, tokens: int, *, at_least: bool) -> RefusedError:
     )
 
 
+def too_many_characters(limit: int, characters: int, most: int) -> RefusedError:
+    """A text of more characters than the model's length could hold: its tokens are not counted."""
+    return refused(
+        f"This model's maximum context length is {limit} tokens. However, your prompt contains {characters} characters "
+        f"(more than {most} characters, which is the upper bound for {limit} input tokens). Please reduce the length "
+        f"of the input prompt. (parameter=input_text, value={characters})",
+        "input_text",
+    )
+
+
 def queue_full() -> Reply:
     """More than --max-num-queued-reqs."""
     message = (

@@ -54,7 +54,8 @@ class FakeVLLMServer(Traffic):
         Args:
             model: the served name, or several.
             dimension: width of the vectors.
-            max_model_len: most tokens of a prompt, as `count_tokens` counts.
+            max_model_len: most tokens of a prompt, as `count_tokens` counts. A text of more than 18 characters for each
+                of them is refused before its tokens are counted, as vLLM 0.32 does.
             api_key: asked for under /v1. None: no key is needed.
             port: 0 takes a free one at the first start and keeps it.
             version: told by /version. The answers are those of 0.32.

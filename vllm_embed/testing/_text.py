@@ -6,6 +6,7 @@ from itertools import islice
 from threading import Lock
 
 VOCABULARY_SIZE = 30_522  # BERT's
+CHARACTERS_OF_A_TOKEN = 18  # most in BERT's vocabulary
 CLS, SEP, UNK = 101, 102, 100
 FIRST_FREE_ID = 1_000
 

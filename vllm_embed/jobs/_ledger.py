@@ -1,0 +1,177 @@
+"""What is in an output, row by row: a SQLite file beside it. Its commit is the moment at which rows are done.
+
+A sink makes rows durable first; the ledger's transaction then names them, with the sink's state. After a kill, what the
+sink holds beyond that state is dropped, so that nothing is lost and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from vllm_embed.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["Ledger", "Place"]
+
+_FORMAT: Final = 1
+_CACHE_KIB: Final = 32 * 1024
+_SLICE: Final = 10_000
+
+
+class Place(NamedTuple):
+    """A row of the output."""
+
+    at: int
+    """Its number: rows are numbered as they are written."""
+    hash: bytes
+    """Of its text, its columns and of what decides its vector."""
+
+
+class Ledger:
+    """One output's, held by one job at a time. From any thread.
+
+    Args:
+        path: of the SQLite file; made when missing.
+
+    Raises:
+        OutputError: it cannot be written, is another job's now, or is no ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._prepare()
+        except sqlite3.Error as exc:
+            if hasattr(self, "_db"):
+                self._db.close()
+            if getattr(exc, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                raise OutputError(f"another job is at work on this output: {path} is in use") from exc
+            raise OutputError(f"{path} cannot be written: {exc}") from exc
+        self.state: dict[str, Any] = json.loads(self._one("SELECT value FROM state WHERE key = 'sink'") or "{}")
+        """The sink's, as of the last commit."""
+        self.identity: str = self._one("SELECT value FROM state WHERE key = 'identity'") or ""
+        """What decided the vectors of the last job."""
+        self.total: int = int(self._one("SELECT coalesce(max(at) + 1, 0) FROM rows") or 0)
+        """Rows written so far, those that were replaced since included; the next row's number."""
+
+    def _prepare(self) -> None:
+        # Exclusive, so that a second job is told; the write below takes the lock at once.
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", f"cache_size = -{_CACHE_KIB}"):
+            self._db.execute(f"PRAGMA {pragma}").fetchall()
+        with self._transaction():
+            self._db.execute("CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS rows"
+                " (at INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, hash BLOB NOT NULL, job TEXT NOT NULL)"
+            )
+            self._db.execute("INSERT OR IGNORE INTO state VALUES ('format', ?)", (str(_FORMAT),))
+        if self._one("SELECT value FROM state WHERE key = 'format'") != str(_FORMAT):
+            raise OutputError(f"{self.path} was made by another version of vllm-embed: choose another output")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _one(self, query: str, *values: object) -> Any:
+        row = self._db.execute(query, values).fetchone()
+        return row[0] if row else None
+
+    def find(self, ids: Sequence[str]) -> dict[str, Place]:
+        """Those of the ids that are in the output, and where."""
+        with self._lock:
+            found = self._db.execute(
+                "SELECT id, at, hash FROM rows WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+            ).fetchall()
+        return {key: Place(at, digest) for key, at, digest in found}
+
+    def commit(self, rows: Sequence[tuple[str, bytes]], state: dict[str, Any]) -> None:
+        """Rows, id and hash, that were written after all others; an id that was there before is replaced."""
+        numbered = ((self.total + i, key, digest, self.identity) for i, (key, digest) in enumerate(rows))
+        with self._lock, self._told(), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", numbered)
+            self._keep(state)
+        self.total += len(rows)
+        self.state = state
+
+    def identify(self, identity: str) -> None:
+        """From now on rows are of this identity."""
+        with self._lock, self._told(), self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO state VALUES ('identity', ?)", (identity,))
+        self.identity = identity
+
+    def count(self) -> int:
+        """Rows in the output, each id once."""
+        with self._lock:
+            return int(self._one("SELECT count(*) FROM rows"))
+
+    def foreign(self) -> int:
+        """Rows whose vectors were decided by something else than the present identity."""
+        with self._lock:
+            return int(self._one("SELECT count(*) FROM rows WHERE job <> ?", self.identity))
+
+    def unseen(self, seen: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Number and id of the rows numbered below `len(seen)` that are not marked in it."""
+        start = 0
+        while start < len(seen):
+            with self._lock:
+                rows = self._db.execute(
+                    "SELECT at, id FROM rows WHERE at >= ? AND at < ? ORDER BY at", (start, start + _SLICE)
+                ).fetchall()
+            yield from ((at, key) for at, key in rows if at < len(seen) and not seen[at])
+            start += _SLICE
+
+    def delete(self, numbers: Iterable[int]) -> None:
+        """Forget rows."""
+        with self._lock, self._told(), self._transaction():
+            self._db.executemany("DELETE FROM rows WHERE at = ?", ((at,) for at in numbers))
+
+    def live(self) -> NDArray[np.int64]:
+        """Numbers of the rows that count, ascending; the others were replaced or deleted."""
+        with self._lock:
+            cursor = self._db.execute("SELECT at FROM rows ORDER BY at")
+            return np.fromiter((at for (at,) in cursor), dtype=np.int64)
+
+    def renumber(self, state: dict[str, Any]) -> None:
+        """Number the rows anew from 0, in their order, for a sink that now holds just these."""
+        with self._lock, self._told(), self._transaction():
+            self._db.execute("CREATE TEMP TABLE renumbered AS SELECT id, hash, job FROM rows ORDER BY at")
+            self._db.execute("DELETE FROM rows")
+            self._db.execute("INSERT INTO rows SELECT rowid - 1, id, hash, job FROM renumbered ORDER BY rowid")
+            self._db.execute("DROP TABLE renumbered")
+            self._keep(state)
+        self.total = self.count()
+        self.state = state
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        self._db.execute("INSERT OR REPLACE INTO state VALUES ('sink', ?)", (json.dumps(state),))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise OutputError(f"{self.path} cannot be written: {exc}") from exc
+
+    def close(self) -> None:
+        """Let another job have it."""
+        with self._lock:
+            self._db.close()
