@@ -112,7 +112,7 @@ class Carrier:
                 if part.fields not in self._proven:
                     self._proven.append(part.fields)
                 passed.append(trial.part)
-                trial.part.deliver(vectors, reply.refused)
+                trial.part.deliver(vectors, reply.refused, self._refuse)
         if too_large and passed:
             self._limits.remember(too_large, passed)
 
@@ -128,12 +128,16 @@ class Carrier:
             part.fail(culprit)
         elif len(part) > 1:
             return part.halves(by_length=True)
-        elif self._chunker is not None and isinstance(error, InputTooLongError):
-            (job, (index,)), *_ = part.segments
+        else:
+            part.refuse(error, self._refuse)
+        return ()
+
+    def _refuse(self, job: Job, index: int, error: VLLMEmbedError) -> None:
+        """Settle a text that was refused: too long and to be chunked, by its pieces."""
+        if self._chunker is not None and isinstance(error, InputTooLongError):
             self._chunker.settle(job, index, refused=True)
         else:
-            part.refuse(error)
-        return ()
+            job.refuse(index, error)
 
     def _without_suspects(self, part: Part) -> Part:
         """The same without texts that are split without being tried whole."""

@@ -206,13 +206,17 @@ class Part:
         return Part(list(grouped.values()), self.attempts)
 
     def deliver(
-        self, vectors: NDArray[np.float32], refused: Mapping[int, VLLMEmbedError] = MappingProxyType({})
+        self,
+        vectors: NDArray[np.float32],
+        refused: Mapping[int, VLLMEmbedError] = MappingProxyType({}),
+        refuse: Callable[[Job, int, VLLMEmbedError], None] = Job.refuse,
     ) -> None:
         """Hand each job its rows, and its refusals.
 
         Args:
             vectors: a row for each text that is not refused, in order.
             refused: the others, by position.
+            refuse: settles one of them.
         """
         at = row = 0
         for job, indexes in self.segments:
@@ -221,7 +225,7 @@ class Part:
             if good:
                 job.fill(good, vectors[row : row + len(good)])
             for k in bad:
-                job.refuse(indexes[k], refused[at + k].copy(attempts=self.attempts))
+                refuse(job, indexes[k], refused[at + k].copy(attempts=self.attempts))
             at += len(indexes)
             row += len(good)
 
@@ -233,10 +237,10 @@ class Part:
             dict.fromkeys(error.indexes, error.copy(indexes=(), vectors=None)),
         )
 
-    def refuse(self, error: VLLMEmbedError) -> None:
-        """Refuse its only text."""
+    def refuse(self, error: VLLMEmbedError, refuse: Callable[[Job, int, VLLMEmbedError], None]) -> None:
+        """Settle its only text, which was refused."""
         job, indexes = self.segments[0]
-        job.refuse(indexes[0], error.copy(attempts=self.attempts))
+        refuse(job, indexes[0], error.copy(attempts=self.attempts))
 
     def fail(self, error: BaseException) -> None:
         """End every job in it, each with an error of its own."""

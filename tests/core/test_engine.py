@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from vllm_embed import Embedder, _llm, _running, errors
+from vllm_embed._chunk import mean, split
 from vllm_embed._engines import engines
 
 if TYPE_CHECKING:
@@ -176,6 +177,21 @@ def test_a_long_text_is_cut_with_its_special_tokens(vllm: ModuleType, make: Make
     words = [f"w{i}" for i in range(100)]
     vectors = make(long_text="truncate").embed([" ".join(words), "short"])
     np.testing.assert_array_equal(vectors, expected(vllm, " ".join(words[:14]), "short"))
+
+
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_texts_over_the_limit_are_chunked_beside_those_that_fit(vllm: ModuleType, make: Make, kind: str) -> None:
+    """Words of three letters: far under the characters from which on a text is split without being tried whole."""
+    prompt, long = "do it: ", [" ".join(f"w{n:02}" for n in range(count)) for count in (17, 90)]
+    embedder = make(long_text="chunk", document_prompt=prompt, query_prompt=prompt)
+    vectors = embedder.embed(["short", long[0], "also short", long[1], long[0]], kind=kind)
+    right = [expected(vllm, f"{prompt}{text}")[0] for text in ("short", "also short")]
+    for text in long:
+        pieces = split(text, vllm.LIMIT, lambda piece: len(vllm.Tokenizer().ids(prompt + piece)))
+        assert len(pieces) > 1
+        parts = expected(vllm, *(prompt + piece.text for piece in pieces))
+        right.append(mean(parts, [piece.tokens for piece in pieces])[0])
+    np.testing.assert_allclose(vectors, [right[index] for index in (0, 2, 1, 3, 2)], atol=1e-6)
 
 
 def test_a_text_without_tokens_is_refused_with_advice(
