@@ -1,4 +1,4 @@
-"""Folders of models that differ from all-MiniLM-L6-v2 in one thing each."""
+"""Folders of models: all-MiniLM-L6-v2 with one thing changed, and a chat model of half a megabyte."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-__all__ = ["variant"]
+__all__ = ["chat_model", "variant"]
 
 _WEIGHTS = "model.safetensors"
 
@@ -48,3 +48,25 @@ def variant(
 
 def _change(path: Path, changes: dict[str, object]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def chat_model(target: Path) -> str:
+    """A Llama with random weights, two layers of 64, and a tokenizer of bytes; what it says is nonsense.
+
+    Returns:
+        The folder's path.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    wrapped.save_pretrained(target)
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(wrapped), **small, **heads)).save_pretrained(target)
+    return str(target)

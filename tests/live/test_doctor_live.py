@@ -1,25 +1,33 @@
 """The doctor at real vLLM, beside references that differ from it in one thing each.
 
 What differs is put into the reference, not into the server: the vectors differ in the same way, and
-one server is enough.
+one server is enough. Servers that differ are in test_fidelity_other_servers.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import socket
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+from _models import chat_model
 from typer.testing import CliRunner
 
-from vllm_embed import Embedder
+from vllm_embed import Embedder, errors
+from vllm_embed._launch import Launch
+from vllm_embed._process import ServerProcess, stop
 from vllm_embed.cli import app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import LiveServer
 
@@ -111,3 +119,48 @@ def test_a_wrong_key_is_one_finding(live_server: LiveServer) -> None:
     assert result.exit_code == 2
     assert [finding["id"] for finding in json.loads(result.stdout)["findings"]] == ["key"]
     assert "wrong-key" not in result.output
+
+
+@pytest.fixture
+def chat_server(tmp_path: Path) -> Iterator[str]:
+    """Real vLLM that serves a chat model; 40 to 60 seconds on two cores."""
+    folder = chat_model(tmp_path / "chat")
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    options = ["--model", folder, "--runner", "generate", "--served-model-name", "chat", "--enforce-eager"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, "--port", str(port)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    server = ServerProcess(Launch(port, tuple(command), env, "cpu"), tmp_path / "log")
+    try:
+        until = time.monotonic() + 300
+        while not _healthy(port):
+            assert server.poll() is None, (tmp_path / "log").read_text()[-3_000:]
+            assert time.monotonic() < until, "the chat model's server is not healthy after 300 s"
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        stop([server])
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="NOT TESTED on a chat model: vLLM is not installed"
+)
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_a_chat_model_is_one_finding(chat_server: str) -> None:
+    for model in ([], ["--model", "chat"]):
+        result = CliRunner().invoke(app, ["doctor", "--json", "--base-url", chat_server, *model])
+        assert isinstance(result.exception, SystemExit)
+        assert result.exit_code == 2
+        (finding,) = json.loads(result.stdout)["findings"]
+        assert (finding["id"], finding["level"]) == ("model", "blocked")
+        assert "lists 'chat', but answers 404 to /embeddings: it serves a chat model" in finding["text"]
+        assert "--runner pooling" in finding["fix"]
+    with Embedder(base_url=chat_server) as embedder, pytest.raises(errors.ModelNotFoundError, match="--runner pooling"):
+        embedder.embed(["a"])
