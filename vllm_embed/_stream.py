@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from vllm_embed._job import refusal
 from vllm_embed.errors import VLLMEmbedError
@@ -12,43 +12,82 @@ from vllm_embed.info import Block
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from vllm_embed._backend import Limits
     from vllm_embed._core import Core
     from vllm_embed._job import Job
 
-__all__ = ["PAUSE", "OnError", "blocks", "cut"]
+__all__ = ["AHEAD", "PAUSE", "OnError", "blocks", "cut", "in_order"]
 
 OnError = Literal["raise", "yield"]
 
 PAUSE: Final[Any] = object()
 """Among the texts: send what was read so far, and read on only when all of it was handed out."""
 
-_AHEAD = 2
+AHEAD: Final = 2
 """Blocks on the way for each request that may be in flight."""
+
+Way = TypeVar("Way")
 
 
 def blocks(core: Core, texts: Iterator[Any], make: Callable[[list[Any]], Job], on_error: OnError) -> Iterator[Block]:
     """See `Embedder.stream`; `make` turns a block's texts into a job."""
-    dispatcher, limits = core.dispatcher, core.dispatcher.limits
-    ahead: collections.deque[tuple[int, int, Job]] = collections.deque()
+    dispatcher = core.dispatcher
+
+    def start(block: list[Any]) -> Job:
+        job = make(block)
+        dispatcher.start(job)
+        return job
+
+    def finish(start: int, count: int, job: Job) -> Block:
+        return _finished(core, start, count, job, on_error)
+
+    return in_order(
+        texts,
+        dispatcher.limits,
+        lambda: AHEAD * core.backend.slots,
+        start=start,
+        finish=finish,
+        cancel=dispatcher.cancel,
+    )
+
+
+def in_order(
+    texts: Iterator[Any],
+    limits: Limits,
+    room: Callable[[], int],
+    *,
+    start: Callable[[list[Any]], Way],
+    finish: Callable[[int, int, Way], Block],
+    cancel: Callable[[Way], object],
+) -> Iterator[Block]:
+    """Blocks of texts on their way at the same time, handed out in order.
+
+    Args:
+        texts: read no further than there is room.
+        limits: of one block, as they are now.
+        room: most blocks on the way.
+        start: sends a block off.
+        finish: waits for one, given its place in the stream and its number of texts.
+        cancel: called for each that is on the way when the stream ends early.
+    """
+    ahead: collections.deque[tuple[int, int, Way]] = collections.deque()
     read, more, paused = 0, True, False
     try:
         while True:
-            while more and not paused and len(ahead) < _AHEAD * core.backend.slots:
+            while more and not paused and len(ahead) < room():
                 block, more, paused = cut(texts, limits.texts, limits.chars)
                 if block:
-                    job = make(block)
-                    dispatcher.start(job)
-                    ahead.append((read, len(block), job))
+                    ahead.append((read, len(block), start(block)))
                     read += len(block)
             if ahead:
-                yield _finished(core, *ahead[0], on_error)
+                yield finish(*ahead[0])
                 ahead.popleft()
             elif not more:
                 return
             paused = paused and bool(ahead)
     finally:
-        for _, _, job in ahead:
-            dispatcher.cancel(job)
+        for _, _, way in ahead:
+            cancel(way)
 
 
 def cut(texts: Iterator[Any], most: int, chars: int) -> tuple[list[Any], bool, bool]:
