@@ -210,12 +210,12 @@ def prompts(patient: Patient) -> Iterator[Finding]:
         own = _prompts.find(patient.info.root, patient.info.model)
     except ConfigurationError:
         where = patient.model_path("config_sentence_transformers.json")
-        told = f"the model has none in {where}" if where else f"no config of {patient.info.root} here"
+        told = f"the model has none in {where}" if where else f"there is no config of {patient.info.root} here"
         if "auto" in given:
             text = f'a prompt is "auto", but {told}'
             yield Finding("prompts", "wrong", text, "Give the prompt itself, or leave it out for none.")
         else:
-            yield Finding("prompts", "info", f"prompts: {told}")
+            yield Finding("prompts", "info", told if where else f"whether the model has any cannot be seen: {told}")
         return
     for kind, ours, theirs in zip(own._fields, given, own, strict=True):
         if ours == "auto" or (ours or "") == theirs:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
+import io
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -67,8 +70,9 @@ def load(reference: str) -> Reference:
         raise ConfigurationError(
             f"--reference {reference} needs sentence-transformers: pip install sentence-transformers"
         ) from exc
+    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
-        with warnings.catch_warnings():
+        with quiet, warnings.catch_warnings():  # progress bars only where somebody looks
             warnings.simplefilter("ignore")
             return library.SentenceTransformer(str(Path(reference).expanduser()), device="cpu")
     except Exception as exc:  # whatever transformers, the hub or torch raise

@@ -365,7 +365,7 @@ def test_prompts_that_the_model_has_and_nobody_sends(tmp_path: Path) -> None:
 
 
 def test_auto_where_the_model_has_no_prompts_is_told_beside_everything_else(sound: FakeVLLMServer) -> None:
-    report = wrong(sound, "prompts", 'a prompt is "auto", but no config', options=("--query-prompt", "auto"))
+    report = wrong(sound, "prompts", 'a prompt is "auto", but there is no config', options=("--query-prompt", "auto"))
     assert "speed" in levels(report, "info")
 
 

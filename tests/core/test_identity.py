@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_another_precision_passes_with_its_difference_told(server: FakeVLLMServe
     found = made.compare(half)
     assert found.same
     assert "another precision: least cosine 0.99999" in str(found)
+
+
+@pytest.mark.parametrize(("scale", "near"), [(2e-2, True), (0.2, False)], ids=["deep in bfloat16", "other vectors"])
+def test_a_refusal_that_is_nearly_none_points_at_the_precision(
+    server: FakeVLLMServer, scale: float, near: bool
+) -> None:
+    with Embedder(base_url=server.base_url) as embedder:
+        made = embedder.fingerprint()
+    noise = np.random.default_rng(0).normal(scale=scale / 4, size=made.vectors.shape).astype(np.float32)
+    with Embedder(base_url=server.base_url, expect=replace(made, vectors=unit(made.vectors + noise))) as embedder:
+        with pytest.raises(errors.FingerprintMismatchError, match="canaries' cosine") as caught:
+            embedder.embed(["a"])
+    assert ("likely another precision: compare --dtype" in str(caught.value)) == near
 
 
 @pytest.mark.parametrize(
