@@ -10,6 +10,8 @@ import typer
 from vllm_embed._version import __version__
 from vllm_embed.commands.demo import demo
 from vllm_embed.commands.doctor import doctor
+from vllm_embed.commands.embed import embed
+from vllm_embed.commands.index import index, search
 from vllm_embed.commands.serve import serve
 from vllm_embed.errors import ConfigurationError, VLLMEmbedError
 
@@ -25,6 +27,9 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(demo)
 app.command()(doctor)
+app.command()(embed)
+app.command()(index)
+app.command()(search)
 
 
 def _show_version(asked: bool) -> None:

@@ -15,27 +15,29 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-_MOST_BROKEN: Final = 0.5
-"""Share of the lines beyond ASCII that may not be UTF-8 in a file that is, with broken lines."""
-
 _MARKED: Final = ["utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7"]
 """What without its mark is a poor guess: any two bytes are a letter of it."""
 
 
-def guess(sample: bytes) -> str:
+def guess(sample: bytes, least: float = 0.1) -> str:
     """The encoding of a file that begins with `sample`.
 
-    UTF-8 when at least half of the lines that hold more than ASCII are UTF-8: the others are broken lines, for the
-    rejects. Else charset-normalizer's guess; with nothing to go by, "utf-8".
+    UTF-8 where most lines that hold more than ASCII are UTF-8, or few lines are not: those are broken lines, for the
+    rejects. Else charset-normalizer's guess.
+
+    Args:
+        sample: of a file; its last line may be cut.
+        least: share of all lines that must not be UTF-8 for a guess.
     """
     for mark, name in _BOMS:
         if sample.startswith(mark):
             return name
-    lines = [line for line in sample.split(b"\n") if not line.isascii()]
+    lines = sample.split(b"\n")
     if len(lines) > 1:
-        lines = lines[:-1] if not sample.endswith(b"\n") else lines  # the last may be cut in the middle of a letter
-    broken = [line for line in lines if not _is_utf8(line)]
-    if len(broken) <= len(lines) * _MOST_BROKEN and not (len(lines) == len(broken) == 1):
+        del lines[-1]  # empty, or cut in the middle of a letter
+    letters = [line for line in lines if not line.isascii()]
+    broken = [line for line in letters if not _is_utf8(line)]
+    if 2 * len(broken) <= len(letters) or len(broken) < least * len(lines):
         return "utf-8"
     from charset_normalizer import from_bytes  # noqa: PLC0415 - extra
 
@@ -50,8 +52,9 @@ def _widest(name: str) -> str:
 
 
 def _is_utf8(line: bytes) -> bool:
+    """Whether it is, but for a letter that is cut at the end."""
     try:
-        line.decode("utf-8")
+        codecs.utf_8_decode(line, "strict", False)
     except UnicodeDecodeError:
         return False
     return True

@@ -27,7 +27,7 @@ from vllm_embed.jobs._rejects import Rejects
 from vllm_embed.jobs._row import Reject, Row
 from vllm_embed.jobs._sink import told
 from vllm_embed.jobs._summary import Progress, Summary
-from vllm_embed.jobs._targets import remove
+from vllm_embed.jobs._targets import Target, file_target, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from vllm_embed.jobs._inputs import Format, Source
     from vllm_embed.jobs._pieces import Unit
     from vllm_embed.jobs._sink import Sink
-    from vllm_embed.jobs._targets import Target
 
-__all__ = ["Inputs", "Stream", "run"]
+__all__ = ["Inputs", "Stream", "embed"]
 
 Inputs: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Mapping[str, Any]]"
 Stream: TypeAlias = "Callable[[Iterator[Any]], Iterator[Block]]"
@@ -49,9 +48,9 @@ _SAMPLE: Final = 512
 _SLICE: Final = 1_000
 
 
-def run(
+def embed(
     inputs: Inputs,
-    target: Target,
+    output: str | os.PathLike[str] | Target,
     *,
     embedder: Embedder | None = None,
     text_column: str | None = None,
@@ -72,7 +71,46 @@ def run(
     on_progress: Callable[[Progress], object] | None = None,
     **settings: Any,
 ) -> Summary:
-    """See `vllm_embed.jobs.embed`."""
+    """Embed a corpus into files; stopped at any moment, the same call goes on where it was.
+
+    Reading, embedding and writing overlap, in bounded memory. Rows are written in input order; a changed row is
+    embedded again and moves to the end. Rows with the same text cost one embedding.
+
+    Args:
+        inputs: files (.txt and .md, a text each; .jsonl, .csv, .tsv, .parquet, a text a row), globs, folders (their
+            .txt and .md), "-" for standard input, or rows as mappings.
+        output: `x.parquet` (a folder of files; `embedding` is a fixed-size list of float32), `x.jsonl`, or `x.npy`
+            (float32, shape (n, d), with `x.ids.jsonl`). Beside it `x.parquet.job` holds what is done, and the
+            fingerprint for `expect=`.
+        embedder: what embeds; None: one made of `settings`.
+        text_column: column of the text. None: "text", or the only column of a CSV or Parquet file.
+        id_column: column of the id, strings or integers. None: "id" where a row has one, else its file and line.
+        columns: carried along. None: all.
+        format: what every input is: "text", "lines", "jsonl", "csv", "tsv" or "parquet". None: by the ending.
+        encoding: of text. None: UTF-8, or a guess where a file is not; it is told in `Summary.notes`.
+        chunk_size: split texts into pieces of at most so many `chunk_unit`; `#0`, `#1`, ... is put behind the id.
+        chunk_overlap: so many, about, of a piece are those at the end of the one before.
+        chunk_unit: "tokens", counted by the server with one small request a piece, or "characters".
+        rejects: file for rows that cannot be embedded, with their lines and reasons. None: `x.rejects.jsonl`.
+        limit: read so many rows only.
+        dry_run: count, embed some texts to estimate the time, and write nothing.
+        prune: take rows out that the input no longer has. Surplus pieces of a changed text go always.
+        overwrite: remove the output and start anew.
+        engine: "local", or "ray": as many actors as `workers`, with an embedder each.
+        workers: 1 where it is not told.
+        on_progress: called a few times a second, in this thread.
+        **settings: of `Embedder`.
+
+    Returns:
+        What was done; its `status` is 1 where rows were rejected.
+
+    Raises:
+        ConfigurationError: an input or option that cannot work, or a missing package with its `pip install`.
+        OutputError: the output cannot be written, is in use, or is not this job's.
+        FingerprintMismatchError: the server's vectors are not those of the rows that are there.
+        VLLMEmbedError: embedding failed; what has its vector is written.
+    """
+    target = output if isinstance(output, Target) else file_target(output)
     if embedder is not None and settings:
         raise ConfigurationError(f"{', '.join(settings)}: not beside embedder=, which has its settings")
     notes: list[str] = []
@@ -94,7 +132,7 @@ def run(
             items = itertools.islice(items, limit)
         if dry_run:
             return _dry_run(items, target, embedder, notes)
-        stream = partial(_local, embedder)
+        stream: Stream = partial(_local, embedder)
         if engine == "ray":
             from vllm_embed.ray import stream as ray_stream  # noqa: PLC0415 - extra
 
@@ -113,6 +151,7 @@ class _Job:
         self._target = target
         self._embedder = embedder
         self._notes = notes
+        self._decides = embedder.namespace
         ledger = target.folder / "ledger.sqlite"
         with told(target.path):
             if overwrite:
@@ -124,7 +163,6 @@ class _Job:
                     "output, or start anew with overwrite"
                 )
             target.folder.mkdir(parents=True, exist_ok=True)
-        self._decides = embedder.namespace
         self._ledger = Ledger(ledger)
         self._sink: Sink | None = None
         try:

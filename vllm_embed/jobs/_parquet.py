@@ -29,8 +29,9 @@ _FIXED: Final = ("id", "text", "embedding")
 class ParquetSink:
     """One file a commit, named in the order of its rows: `part-000000.parquet`, ...
 
-    The state holds the files that count, with their rows, and the schema of the newest. A later row with another column,
-    or another type in one, widens the schema; `compact` brings the older files to it, so that the folder reads as one.
+    The state holds the files that count, with their rows, and the schema of the newest. A later row with another
+    column, or another type in one, widens the schema; `compact` brings the older files to it, so that the folder reads
+    as one.
 
     Args:
         path: the folder; made when missing.

@@ -19,8 +19,6 @@ from vllm_embed.jobs._row import Reject
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from numpy.typing import NDArray
-
     from vllm_embed.info import Block
     from vllm_embed.jobs._ledger import Ledger
     from vllm_embed.jobs._plan import Planned, Planner
@@ -47,7 +45,10 @@ _END: Final = None
 class _Batch(NamedTuple):
     rows: list[Row]
     hashes: list[bytes]
-    vectors: NDArray[np.float32]
+    vectors: bytearray
+    """With more room than the rows fill, perhaps."""
+    size: int
+    """Bytes of a vector."""
 
 
 class Pipeline:
@@ -86,7 +87,10 @@ class Pipeline:
         self._acknowledged: collections.deque[list[Row]] = collections.deque()
         self._waiting: collections.deque[Planned] = collections.deque()
         self._ready: list[Planned] = []
-        self._vectors: NDArray[np.float32] | None = None
+        self._vectors: bytearray | None = None
+        self._place = memoryview(b"")
+        self._spare: collections.deque[bytearray] = collections.deque()
+        """Room for vectors that was written, to be filled again: new ones cost more than filling them."""
         self._since = time.monotonic()
         self._failed: BaseException | None = None
         self._over = threading.Event()
@@ -138,21 +142,25 @@ class Pipeline:
                 continue
         return None
 
-    def _texts(self) -> Iterator[Any]:
-        """Texts to embed; in between, rows that need none are written, or rejected."""
+    def _batches(self) -> Iterator[list[Row | Reject]]:
+        """What was read; an empty batch where nothing was for a while."""
         while True:
             try:
                 batch = self._read.get(timeout=_IDLE_S)
             except queue.Empty:
-                self._tick()
-                if self._waiting:
-                    yield PAUSE
-                continue
+                batch = []
             if batch is _END:
                 return
             if isinstance(batch, BaseException):
                 raise batch
             self._tick()
+            yield batch
+
+    def _texts(self) -> Iterator[Any]:
+        """Texts to embed; in between, rows that need none are written, or rejected."""
+        for batch in self._batches():
+            if not batch and self._waiting:
+                yield PAUSE
             found = self._ledger.find([item.id for item in batch if not isinstance(item, Reject)])
             for planned in self._planner.plan(batch, found):
                 if isinstance(planned, Reject):
@@ -168,14 +176,17 @@ class Pipeline:
 
     def _take(self, block: Block) -> None:
         """Give the block's vectors to the rows that wait for them first."""
-        for at, vector in enumerate(block.vectors, block.start):
+        # As bytes: numpy lets go of the interpreter's lock for each copy of over 500 floats, and waits for it again.
+        vectors = memoryview(np.ascontiguousarray(block.vectors).data).cast("B")
+        size = len(vectors) // len(block.vectors)
+        for i in range(len(block.vectors)):
             while not self._waiting[0].first:
                 self._finish(self._waiting.popleft())
             planned = self._waiting.popleft()
-            if (error := block.failures.get(at)) is not None:
+            if (error := block.failures.get(block.start + i)) is not None:
                 planned.shared.error = str(error)
             else:
-                planned.shared.vector = vector.copy()  # not the block's: a view would keep all of it
+                self._planner.known.keep(planned.shared, vectors[i * size : (i + 1) * size])
                 self.embedded += 1
             self._finish(planned)
         self._advance()
@@ -196,13 +207,14 @@ class Pipeline:
             self._on_reject(Reject(row.source, row.line, row.id, shared.error or "not embedded"))
             self._planner.pending.pop(row.id, None)
             return
+        size, count = len(shared.vector), len(self._ready)
         if self._vectors is None:
-            width = len(shared.vector)
-            self._vectors = np.empty((max(1, min(_COMMIT_ROWS, _COMMIT_BYTES // (4 * width))), width), np.float32)
-        self._vectors[len(self._ready)] = shared.vector
+            self._vectors = self._spare.pop() if self._spare else bytearray(size * _rows(size))
+            self._place = memoryview(self._vectors)
+        self._place[count * size : (count + 1) * size] = shared.vector
         self._ready.append(planned)
         self.replaced += planned.replaces
-        if len(self._ready) == len(self._vectors):
+        if (count + 1) * size == len(self._vectors):
             self._hand_over()
 
     def _tick(self) -> None:
@@ -217,9 +229,10 @@ class Pipeline:
         self._since = time.monotonic()
         if not self._ready or self._vectors is None:
             return
-        ready, vectors = self._ready, self._vectors[: len(self._ready)]
+        ready, vectors = self._ready, self._vectors
         self._ready, self._vectors = [], None
-        self._put(_Batch([planned.row for planned in ready], [planned.hash for planned in ready], vectors))
+        size = len(ready[0].shared.vector or b"")
+        self._put(_Batch([planned.row for planned in ready], [planned.hash for planned in ready], vectors, size))
 
     def _put(self, batch: _Batch | None) -> None:
         while self._failed is None:
@@ -232,10 +245,13 @@ class Pipeline:
     def _writing(self) -> None:
         try:
             while (batch := self._write.get()) is not _END:
-                state = self._sink.write(batch.rows, batch.vectors)
+                count = len(batch.rows)
+                vectors = np.frombuffer(batch.vectors, np.float32, count * batch.size // 4).reshape(count, -1)
+                state = self._sink.write(batch.rows, vectors)
                 ids = (row.id for row in batch.rows)
                 self._ledger.commit(list(zip(ids, batch.hashes, strict=True)), state)
                 self._acknowledged.append(batch.rows)
+                self._spare.append(batch.vectors)
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
             self._failed = exc
 
@@ -244,3 +260,8 @@ class Pipeline:
             rows = self._acknowledged.popleft()
             self.written += len(rows)
             self._planner.written(row.id for row in rows)
+
+
+def _rows(size: int) -> int:
+    """Rows of one commit, for vectors of so many bytes."""
+    return max(1, min(_COMMIT_ROWS, _COMMIT_BYTES // size))

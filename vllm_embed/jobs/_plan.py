@@ -13,9 +13,6 @@ from vllm_embed.jobs._row import Reject, Row, sound
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from vllm_embed.jobs._ledger import Place
 
 __all__ = ["Known", "Planned", "Planner", "Shared"]
@@ -28,21 +25,25 @@ _REMEMBERED: Final = 4096
 class Shared:
     """The vector of a text, or why it has none, for every row that holds this text."""
 
-    __slots__ = ("error", "vector", "waiting")
+    __slots__ = ("error", "slot", "vector", "waiting")
 
     def __init__(self) -> None:
-        self.vector: NDArray[np.float32] | None = None
+        self.vector: memoryview | None = None
         self.error: str | None = None
-        self.waiting = 0
+        self.waiting = 1
         """Rows that are not written yet."""
+        self.slot = -1
+        """Where `vector` lies among those that are kept; -1: on its own."""
 
 
 class Known:
-    """The texts that were met lately."""
+    """The texts that were met lately, and their vectors, in one buffer that is written over again and again."""
 
     def __init__(self, most: int = _REMEMBERED) -> None:
         self._most = most
         self._texts: collections.OrderedDict[bytes, Shared] = collections.OrderedDict()
+        self._vectors = memoryview(b"")
+        self._free = list(range(most))
 
     def meet(self, digest: bytes) -> tuple[Shared, bool]:
         """What the rows with a text share, and whether this row is the first."""
@@ -51,13 +52,26 @@ class Known:
             self._texts.move_to_end(digest)
             return shared, False
         self._texts[digest] = shared = Shared()
-        shared.waiting = 1
         while len(self._texts) > self._most:
             oldest, least = next(iter(self._texts.items()))
             if least.waiting:
                 break
             del self._texts[oldest]
+            if least.slot >= 0:
+                self._free.append(least.slot)
         return shared, True
+
+    def keep(self, shared: Shared, vector: memoryview) -> None:
+        """A text's vector is there, as bytes; they may change afterwards."""
+        size = len(vector)
+        if not self._vectors:
+            self._vectors = memoryview(bytearray(self._most * size))
+        if not self._free:
+            shared.vector = memoryview(bytes(vector))
+            return
+        shared.slot = self._free.pop()
+        shared.vector = self._vectors[shared.slot * size : (shared.slot + 1) * size]
+        shared.vector[:] = vector
 
 
 class Planned(NamedTuple):

@@ -26,6 +26,8 @@ __all__ = ["Reader"]
 
 _SAMPLE: Final = 1 << 20
 """Bytes that an encoding is guessed from."""
+_BROKEN, _JSON_BROKEN = 0.1, 0.5
+"""Share of lines that are not UTF-8 from which on another encoding is looked for. JSON is UTF-8 (RFC 8259)."""
 _RESERVED: Final = ("id", "text", "embedding")
 """Columns of the output; a carried one of the same name gets an underscore."""
 _PARQUET_ROWS: Final = 1024
@@ -89,7 +91,7 @@ class Reader:
             if source.path is not None:
                 file.seek(0)
             form: Format = source.format or ("jsonl" if sample.lstrip().startswith(b"{") else "lines")
-            encoding = self._encoding or _encoding.guess(sample)
+            encoding = self._encoding or _encoding.guess(sample, _JSON_BROKEN if form == "jsonl" else _BROKEN)
             if encoding != "utf-8" and self._encoding is None:
                 self._note(f"{source.name} is not plain UTF-8: read as {encoding} (encoding= names another)")
             readers = {"text": self._whole, "lines": self._lines, "jsonl": self._jsonl}
