@@ -5,6 +5,9 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+import numpy as np
+
+from vllm_embed._core import PROBE
 from vllm_embed._job import refusal
 from vllm_embed.errors import VLLMEmbedError
 from vllm_embed.info import Block
@@ -38,8 +41,8 @@ def blocks(core: Core, texts: Iterator[Any], make: Callable[[list[Any]], Job], o
         dispatcher.start(job)
         return job
 
-    def finish(start: int, count: int, job: Job) -> Block:
-        return _finished(core, start, count, job, on_error)
+    def finish(at: int, count: int, job: Job) -> Block:
+        return _finished(core, at, count, job, on_error, width=lambda: len(start([PROBE]).future.result()[0]))
 
     return in_order(
         texts,
@@ -107,18 +110,22 @@ def cut(texts: Iterator[Any], most: int, chars: int) -> tuple[list[Any], bool, b
     return block, False, False
 
 
-def _finished(core: Core, start: int, count: int, job: Job, on_error: OnError) -> Block:
+def _finished(core: Core, start: int, count: int, job: Job, on_error: OnError, *, width: Callable[[], int]) -> Block:
     failures: dict[int, VLLMEmbedError] = {}
     try:
         vectors = job.future.result()
     except VLLMEmbedError as exc:
-        if not exc.indexes or exc.vectors is None:
+        if not exc.indexes or not job.refused:
             raise
-        vectors = exc.vectors
         failures = {
             start + index: error.copy(indexes=(start + index,), reasons={start + index: str(error)})
             for index, error in sorted(job.refused.items())
         }
         if on_error == "raise":
             raise refusal(failures, start + count, None) from exc
+        if exc.vectors is None:  # the server refused all that it was sent; what it was not sent is zeros
+            vectors = np.zeros((count, core.dimension or width()), np.float32)
+            vectors[list(job.refused)] = np.nan
+        else:
+            vectors = exc.vectors
     return Block(start, core.seen(vectors, count), failures)

@@ -63,6 +63,22 @@ def test_refused_texts_are_nan_rows_with_reasons_and_the_stream_goes_on(
     np.testing.assert_array_equal(vectors[39], server.vector("t39"))
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first block", "later block"])
+def test_a_block_of_which_the_server_refuses_every_text_does_not_end_the_stream(
+    server: FakeVLLMServer, first: bool
+) -> None:
+    refused = ["word " * 300] * 7 + [" "]
+    texts = refused + ["fine"] * 8 if first else ["fine"] * 8 + refused
+    with Embedder(base_url=server.base_url, batch_size=8, blank_text="zero") as embedder:
+        one, other = embedder.stream(texts, on_error="yield")
+    bad, good = (one, other) if first else (other, one)
+    assert sorted(bad.failures) == list(range(bad.start, bad.start + 7))
+    assert bad.vectors.shape == (8, 16)
+    assert np.isnan(bad.vectors[:7]).all()
+    assert not bad.vectors[7].any()
+    np.testing.assert_array_equal(good.vectors[0], server.vector("fine"))
+
+
 def test_with_raise_the_stream_ends_at_the_refused_text_named_by_its_place(embedder: Embedder) -> None:
     texts = [f"t{i}" for i in range(40)]
     texts[21] = "word " * 300
