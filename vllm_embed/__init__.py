@@ -7,6 +7,7 @@ Importing this package loads neither framework, opens no socket and starts no th
 import logging
 
 from vllm_embed import errors
+from vllm_embed._column import EmbedColumn
 from vllm_embed._version import __version__
 from vllm_embed.embedder import Embedder
 from vllm_embed.fingerprint import Fingerprint
@@ -15,6 +16,7 @@ from vllm_embed.settings import Settings
 
 __all__ = [
     "Block",
+    "EmbedColumn",
     "Embedder",
     "EndpointInfo",
     "Fingerprint",
