@@ -49,10 +49,12 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
     """A copy of arguments that `vllm.LLM` may be given.
 
     Raises:
-        ValueError: naming those that are set here or gone.
+        ValueError: naming those that are set here or gone, or lack another.
     """
     if taken := sorted(_TAKEN.keys() & value.keys()):
         raise ValueError("; ".join(f"{name!r}: {_TAKEN[name]}" for name in taken))
+    if value.get("lora_request") is not None and not value.get("enable_lora"):
+        raise ValueError("'lora_request': it needs \"enable_lora\": True beside it")
     return dict(value)
 
 

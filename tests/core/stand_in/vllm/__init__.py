@@ -133,7 +133,7 @@ class LLM:
     def get_tokenizer(self):
         return self._tokenizer
 
-    def encode(self, prompts, pooling_params, *, pooling_task, use_tqdm, tokenization_kwargs=None):
+    def encode(self, prompts, pooling_params, *, pooling_task, use_tqdm, tokenization_kwargs=None, lora_request=None):
         assert (pooling_task, use_tqdm) == ("embed", False)
         world.threads.add(threading.get_ident())
         world.calls.append(list(prompts))
@@ -147,7 +147,11 @@ class LLM:
                 f"Model 'm' does not support Matryoshka embeddings; dimensions must be unset (received dimensions="
                 f"{pooling_params.dimensions})."
             )
-        return [self._output(prompt, pooling_params, tokenization_kwargs or {}) for prompt in prompts]
+        outputs = [self._output(prompt, pooling_params, tokenization_kwargs or {}) for prompt in prompts]
+        if lora_request is not None and lora_request.lora_path != "of another model":
+            for output in outputs:
+                output.outputs.data = torch.Tensor(-output.outputs.data.array)
+        return outputs
 
     def _output(self, prompt, pooling_params, tokenizing):
         if isinstance(prompt, str):
