@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from typing import Final
 
+from vllm_embed._extras import needs
+
 __all__ = ["guess"]
 
 _BOMS: Final = (
@@ -39,7 +41,8 @@ def guess(sample: bytes, least: float = 0.1) -> str:
     broken = [line for line in letters if not _is_utf8(line)]
     if 2 * len(broken) <= len(letters) or len(broken) < least * len(lines):
         return "utf-8"
-    from charset_normalizer import from_bytes  # noqa: PLC0415 - extra
+    with needs("jobs"):
+        from charset_normalizer import from_bytes  # noqa: PLC0415 - extra
 
     best = from_bytes(b"\n".join(broken), cp_exclusion=_MARKED).best()
     return _widest(best.encoding) if best else "utf-8"

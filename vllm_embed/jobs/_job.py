@@ -155,6 +155,8 @@ class _Job:
         ledger = target.folder / "ledger.sqlite"
         with told(target.path):
             if overwrite:
+                if ledger.exists():
+                    Ledger(ledger).close()  # refused while another job is at work
                 target.clear()
                 remove(target.folder)
             if not ledger.exists() and target.exists():

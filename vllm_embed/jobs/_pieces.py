@@ -6,6 +6,7 @@ import collections
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from vllm_embed._extras import needs
 from vllm_embed.errors import ConfigurationError, VLLMEmbedError
 from vllm_embed.jobs._row import Reject, Row
 
@@ -73,7 +74,8 @@ class Splitter:
 
 
 def _by_characters(size: int, overlap: int) -> _Splits:
-    from langchain_text_splitters import RecursiveCharacterTextSplitter  # noqa: PLC0415 - extra
+    with needs("jobs"):
+        from langchain_text_splitters import RecursiveCharacterTextSplitter  # noqa: PLC0415 - extra
 
     return RecursiveCharacterTextSplitter(chunk_size=size, chunk_overlap=overlap)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import orjson
 
+from vllm_embed._extras import needs
 from vllm_embed.errors import ConfigurationError
 from vllm_embed.jobs import _encoding
 from vllm_embed.jobs._row import Reject, Row, sound
@@ -180,7 +181,8 @@ class Reader:
             yield self.row(name, number, dict(zip(header, fields, strict=True)), text)
 
     def _parquet(self, source: Source) -> Iterator[Row | Reject]:
-        from pyarrow import ArrowException, parquet  # noqa: PLC0415 - extra
+        with needs("jobs"):
+            from pyarrow import ArrowException, parquet  # noqa: PLC0415 - extra
 
         if source.path is None:
             raise ConfigurationError("Parquet cannot be read from standard input: name the file")

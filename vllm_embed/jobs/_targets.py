@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vllm_embed._extras import needs
 from vllm_embed.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def file_target(output: str | os.PathLike[str]) -> Target:
 
     def make() -> Sink:
         if form == ".parquet":
-            from vllm_embed.jobs._parquet import ParquetSink  # noqa: PLC0415 - extra
+            with needs("jobs"):
+                from vllm_embed.jobs._parquet import ParquetSink  # noqa: PLC0415 - extra
 
             return ParquetSink(path)
         from vllm_embed.jobs._lines import JSONLinesSink, NumpySink  # noqa: PLC0415 - beside the other
