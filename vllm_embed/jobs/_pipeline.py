@@ -33,11 +33,12 @@ _READ_AHEAD: Final = 4
 """Of those, how many wait."""
 _IDLE_S: Final = 1.0
 """Without a row for so long, what was read is finished and written."""
-_COMMIT_ROWS: Final = 4096
+_COMMIT_S: Final = 5.0
+_COMMIT_LEAST, _COMMIT_MOST, _COMMIT_SHARE = 1024, 8192, 64
 _COMMIT_BYTES: Final = 32 << 20
-_COMMIT_S: Final = 10.0
-"""Rows are written when there are so many, so many bytes of vectors, or after so long."""
-_WAITING: Final = 8 * _COMMIT_ROWS
+"""Rows are written after so long, or when there are so many: a 64th of what the output has, at least 1,024, at most
+8,192 or so many bytes of vectors. So a kill costs little of what was done, and a large output has large files."""
+_WAITING: Final = 4 * _COMMIT_MOST
 """Most rows that wait for vectors; rows with the same text cost no request and could be any number."""
 _END: Final = None
 
@@ -209,12 +210,13 @@ class Pipeline:
             return
         size, count = len(shared.vector), len(self._ready)
         if self._vectors is None:
-            self._vectors = self._spare.pop() if self._spare else bytearray(size * _rows(size))
+            self._vectors = self._spare.pop() if self._spare else bytearray(size * _most(size))
             self._place = memoryview(self._vectors)
         self._place[count * size : (count + 1) * size] = shared.vector
         self._ready.append(planned)
         self.replaced += planned.replaces
-        if (count + 1) * size == len(self._vectors):
+        enough = max(_COMMIT_LEAST, self._ledger.total // _COMMIT_SHARE)
+        if count + 1 >= enough or (count + 2) * size > len(self._vectors):
             self._hand_over()
 
     def _tick(self) -> None:
@@ -262,6 +264,6 @@ class Pipeline:
             self._planner.written(row.id for row in rows)
 
 
-def _rows(size: int) -> int:
+def _most(size: int) -> int:
     """Rows of one commit, for vectors of so many bytes."""
-    return max(1, min(_COMMIT_ROWS, _COMMIT_BYTES // size))
+    return max(1, min(_COMMIT_MOST, _COMMIT_BYTES // size))
