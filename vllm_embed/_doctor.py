@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -115,10 +115,26 @@ def _look(patient: Patient, reference: Reference | None, findings: list[Finding]
             name = check.__name__.replace("_", "-")
             findings.append(Finding(name, "warning", f"cannot be checked: {exc}", "See the server's log for why."))
     if reference is None:
-        return ""
+        return _look_at_own(patient, findings)
     verdict, found = _doctor_reference.compare(patient, reference)
     findings += found
     return verdict
+
+
+def _look_at_own(patient: Patient, findings: list[Finding]) -> str:
+    """Beside the model's own files, where they are here: a server's --pooler-config shows in nothing else."""
+    folder = _doctor_reference.own_folder(patient)
+    if folder is None:
+        return ""
+    try:
+        verdict, found = _doctor_reference.compare(patient, _doctor_reference.load(str(folder)))
+    except errors.ConfigurationError as exc:
+        findings.append(Finding("reference", "info", f"the model's own files cannot be compared with: {exc}"))
+        return ""
+    findings += [
+        replace(one, text=f"reference: the model's own files, by sentence-transformers; {one.text}") for one in found
+    ]
+    return "" if verdict == "same vectors" else verdict
 
 
 def _replica(patient: Patient, first: Any) -> list[Finding]:

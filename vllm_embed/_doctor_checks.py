@@ -136,7 +136,7 @@ def _pooling_says(patient: Patient, kinds: dict[str, str]) -> Iterator[Finding]:
         yield Finding(
             "pooling",
             "info",
-            f"the model's own config says {told} pooling ({chain}); --reference shows whether it is so",
+            f"the model's own config says {told} pooling ({chain}); a reference shows whether it is so",
         )
 
 

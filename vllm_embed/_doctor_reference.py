@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
+import importlib.util
 import io
 import sys
 import warnings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vllm_embed._doctor_patient import Patient
 
-__all__ = ["Reference", "Verdict", "compare", "load"]
+__all__ = ["Reference", "Verdict", "compare", "load", "own_folder"]
 
 Verdict = Literal["same vectors", "re-index needed", "broken"]
 Reference = Any
@@ -40,6 +40,8 @@ _NEAR = 0.99
 _BROKEN = 0.3
 """Mean cosine below which nothing of the reference is left; vectors of tiktoken's ids gave 0.02 to 0.16."""
 _TOP = 10
+_OWN_BYTES = 1_500_000_000
+"""Largest weights that are loaded unasked: 48 short texts through such a model take seconds on a CPU."""
 _ANOTHER = "Serve the model and revision that the reference is of, or embed the index anew with this server."
 
 
@@ -80,13 +82,22 @@ def load(reference: str) -> Reference:
         raise ConfigurationError(f"--reference {reference}: sentence-transformers cannot load it: {first}") from exc
 
 
+def own_folder(patient: Patient) -> Path | None:
+    """The served model's folder, where it is on this machine, small enough and sentence-transformers can read it."""
+    modules = patient.model_path("modules.json")
+    if modules is None or importlib.util.find_spec("sentence_transformers") is None:
+        return None
+    weights = [file for ending in ("safetensors", "bin") for file in modules.parent.glob(f"*.{ending}")]
+    return modules.parent if 0 < sum(file.stat().st_size for file in weights) <= _OWN_BYTES else None
+
+
 def compare(patient: Patient, reference: Reference) -> tuple[Verdict, list[Finding]]:
     """Judge the server's vectors by the reference's."""
     if isinstance(reference, Fingerprint):
         return _with_fingerprint(patient, reference)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _with_model(patient.texts, patient.vectors, reference)
+        return _with_model(patient, reference)
 
 
 def _with_fingerprint(patient: Patient, expected: Fingerprint) -> tuple[Verdict, list[Finding]]:
@@ -114,13 +125,15 @@ def _with_fingerprint(patient: Patient, expected: Fingerprint) -> tuple[Verdict,
     return "broken" if broken else "re-index needed", [finding]
 
 
-def _with_model(texts: Sequence[str], ours: NDArray[np.float32], model: Any) -> tuple[Verdict, list[Finding]]:
+def _with_model(patient: Patient, model: Any) -> tuple[Verdict, list[Finding]]:
+    texts, ours = patient.texts, patient.vectors
     theirs = _encode(model, texts)
     if ours.shape != theirs.shape:
         told = f"the server gives {ours.shape[1]} dimensions, the reference {theirs.shape[1]}: another model"
         return "re-index needed", [Finding("reference", "wrong", told, _ANOTHER)]
     alike = _likeness(texts, ours, theirs)
-    lengths = is_unit(ours), is_unit(theirs)
+    as_asked = patient.settings.normalize is not None  # then a length is no sign of how the model is served
+    lengths = is_unit(ours), is_unit(ours) if as_asked else is_unit(theirs)
     if alike.least >= SAME:
         if lengths[0] != lengths[1]:
             return "re-index needed", [_by_length(alike, lengths[0])]

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -266,6 +268,22 @@ def test_a_missing_extra_says_what_to_install(sound: FakeVLLMServer, monkeypatch
     arguments = ["--base-url", sound.base_url, "--reference", "org/model"]
     one_blocked(arguments, "reference", "pip install sentence-transformers")
     assert not sound.requests
+
+
+def test_the_models_own_files_that_cannot_be_read_are_no_obstacle(
+    sound: FakeVLLMServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the doctor compares unasked, so that it cannot is good to know and no more."""
+    library = ModuleType("sentence_transformers")
+    library.__spec__ = ModuleSpec("sentence_transformers", None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    model_folder(tmp_path / "model")
+    address = ["--base-url", sound.base_url]
+    assert "reference" not in levels(doctor(*address)[1], "info")  # no weights here
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"not a model")
+    status, report = doctor(*address)
+    assert (status, report["verdict"]) == (0, "sound")
+    assert "the model's own files cannot be compared with: " in levels(report, "info")["reference"]
 
 
 # Servers that give wrong vectors: exit 1.

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ KEY = "a-key-of-the-fidelity-tests"
 class Served(NamedTuple):
     options: dict[str, str]
     reference: Reference
+    folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def served(request, live_model, tmp_path_factory):
         env={"HF_HUB_OFFLINE": "1"},
     ) as server:
         options = {"base_url": server.base_urls[0], "api_key": KEY, "model": server.model_name}
-        yield Served(options, Reference(folder))
+        yield Served(options, Reference(folder), Path(folder))
 
 
 def serving(name):
@@ -100,10 +102,11 @@ def test_another_pooling_is_refused(served, expected, ask):
     assert differences(expected, served.options) == {"canaries' cosine"}
 
 
-def doctor(served, reference):
+def doctor(served, reference, *options):
     """Exit status, verdict and what is found of the reference."""
-    address = ["--base-url", served.options["base_url"], "--api-key", KEY]
-    result = CliRunner().invoke(app, ["doctor", "--json", *address, "--reference", str(reference)])
+    arguments = ["--base-url", served.options["base_url"], "--api-key", KEY]
+    arguments += ["--reference", str(reference)] if reference else []
+    result = CliRunner().invoke(app, ["doctor", "--json", *arguments, *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     report = json.loads(result.stdout)
     told = {found["id"]: found["text"] for found in report["findings"] if found["id"].startswith("reference")}
@@ -115,6 +118,26 @@ def test_the_doctor_names_another_pooling(served, live_model):
     status, verdict, told = doctor(served, live_model)
     assert (status, verdict, list(told)) == (1, "re-index needed", ["reference-pooling"])
     assert "the server pools by CLS, the reference by MEAN" in told["reference-pooling"]
+
+
+@serving("cls")
+def test_the_doctor_finds_another_pooling_than_the_models_own_by_itself(served):
+    """As after a restart with --pooler-config: the model's folder, which is here, says MEAN."""
+    path = served.folder / "1_Pooling" / "config.json"
+    own = path.read_text()
+    try:
+        path.write_text(
+            json.dumps({**json.loads(own), "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
+        )
+        status, verdict, told = doctor(served, None)
+    finally:
+        path.write_text(own)
+    assert (status, verdict, list(told)) == (1, "re-index needed", ["reference-pooling"])
+    assert "the model's own files, by sentence-transformers; the server pools by CLS, the reference by MEAN" in str(
+        told
+    )
+    _, _, told = doctor(served, None)
+    assert "same vectors as the reference" in told["reference"]
 
 
 @serving("cls")
@@ -161,6 +184,12 @@ def test_the_doctor_names_a_missing_normalize_module(served, live_model):
     status, verdict, told = doctor(served, live_model)
     assert (status, verdict, list(told)) == (1, "re-index needed", ["reference-normalize"])
     assert "the reference has a Normalize module and the server does not normalize" in told["reference-normalize"]
+
+
+@serving("raw")
+def test_a_length_that_was_asked_for_is_not_the_servers_fault(served, live_model):
+    status, verdict, told = doctor(served, live_model, "--normalize")
+    assert (status, verdict, list(told)) == (0, "same vectors", ["reference"])
 
 
 @serving("raw")

@@ -50,7 +50,8 @@ def doctor(
         typer.Option(
             metavar="MODEL|FOLDER|FILE.json",
             show_default=False,
-            help="Compare with sentence-transformers (a model's name or folder) or with a saved fingerprint.",
+            help="Compare with sentence-transformers (a model's name or folder) or with a saved fingerprint. "
+            "Default: the served model's own files, where they are on this machine and under 1.5 GB.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
