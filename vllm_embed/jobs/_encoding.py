@@ -6,8 +6,9 @@ import codecs
 from typing import Final
 
 from vllm_embed._extras import needs
+from vllm_embed.errors import ConfigurationError
 
-__all__ = ["guess"]
+__all__ = ["BROKEN", "WIDE", "check", "guess", "marked", "named", "undecodable", "whole"]
 
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -16,6 +17,14 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+WIDE: Final = ("utf-16", "utf-32")
+"""Encodings in which a line feed is not one byte begin so."""
+
+BROKEN: Final = "vllm_embed.broken"
+"""As `surrogateescape`, for encodings whose letters are not bytes: what cannot be read stays in, marked."""
+
+codecs.register_error(BROKEN, lambda exc: ("\udcff", exc.end))  # type: ignore[attr-defined]
 
 _MARKED: Final = ["utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7"]
 """What without its mark is a poor guess: any two bytes are a letter of it."""
@@ -31,9 +40,8 @@ def guess(sample: bytes, least: float = 0.1) -> str:
         sample: of a file; its last line may be cut.
         least: share of all lines that must not be UTF-8 for a guess.
     """
-    for mark, name in _BOMS:
-        if sample.startswith(mark):
-            return name
+    if name := marked(sample):
+        return name
     lines = sample.split(b"\n")
     if len(lines) > 1:
         del lines[-1]  # empty, or cut in the middle of a letter
@@ -46,6 +54,30 @@ def guess(sample: bytes, least: float = 0.1) -> str:
 
     best = from_bytes(b"\n".join(broken), cp_exclusion=_MARKED).best()
     return _widest(best.encoding) if best else "utf-8"
+
+
+def marked(sample: bytes) -> str | None:
+    """The encoding that a byte order mark names."""
+    return next((name for mark, name in _BOMS if sample.startswith(mark)), None)
+
+
+def check(name: str) -> None:
+    """Look that Python knows an encoding.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    try:
+        "a".encode(name)
+    except LookupError as exc:
+        raise ConfigurationError(f"encoding={name!r}: {exc}") from exc
+
+
+def named(name: str, sample: bytes) -> str:
+    """An encoding as Python calls it, and with its mark where a file that begins with `sample` has one."""
+    known = codecs.lookup(name).name
+    mark = marked(sample)
+    return mark if mark and mark.startswith(known[:6].rstrip("-")) else known
 
 
 def _widest(name: str) -> str:
@@ -61,3 +93,15 @@ def _is_utf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def whole(text: str) -> bool:
+    """Whether no byte of it was kept undecoded."""
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def undecodable(exc: UnicodeError) -> str:
+    """Why, for a row's reject."""
+    if isinstance(exc, UnicodeDecodeError):
+        return f"bytes that are not {exc.encoding}: {exc.object[exc.start : exc.end]!r} at byte {exc.start}"
+    return f"bytes that cannot be decoded: {exc}"

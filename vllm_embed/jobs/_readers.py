@@ -58,6 +58,8 @@ class Reader:
         encoding: str | None = None,
         note: Callable[[str], object] = lambda _: None,
     ) -> None:
+        if encoding is not None:
+            _encoding.check(encoding)
         self._sources = list(sources)
         self._rows = rows
         self._text = text_column
@@ -92,8 +94,9 @@ class Reader:
             if source.path is not None:
                 file.seek(0)
             form: Format = source.format or ("jsonl" if sample.lstrip().startswith(b"{") else "lines")
-            encoding = self._encoding or _encoding.guess(sample, _JSON_BROKEN if form == "jsonl" else _BROKEN)
-            if encoding != "utf-8" and self._encoding is None:
+            if self._encoding is not None:
+                encoding = _encoding.named(self._encoding, sample)
+            elif (encoding := _encoding.guess(sample, _JSON_BROKEN if form == "jsonl" else _BROKEN)) != "utf-8":
                 self._note(f"{source.name} is not plain UTF-8: read as {encoding} (encoding= names another)")
             readers = {"text": self._whole, "lines": self._lines, "jsonl": self._jsonl}
             if form in readers:
@@ -108,7 +111,7 @@ class Reader:
             text = data.decode(encoding)
         except UnicodeError as exc:
             at = data.count(b"\n", 0, getattr(exc, "start", 0)) + 1
-            yield Reject(name, at, name, _undecodable(exc))
+            yield Reject(name, at, name, _encoding.undecodable(exc))
             return
         yield self._row(name, 1, name, text.removeprefix("\ufeff"), {"source": name})
 
@@ -134,9 +137,9 @@ class Reader:
                 try:  # what orjson refuses and JSON's own tolerate: half a surrogate pair, NaN
                     value = json.loads(line if isinstance(line, str) else line.decode())
                 except UnicodeDecodeError as exc:
-                    yield Reject(name, number, None, _undecodable(exc))
+                    yield Reject(name, number, None, _encoding.undecodable(exc))
                     continue
-                except ValueError as exc:
+                except (ValueError, RecursionError) as exc:
                     yield Reject(name, number, None, f"no JSON: {exc}")
                     continue
             if not isinstance(value, dict):
@@ -146,18 +149,16 @@ class Reader:
 
     def _csv(self, name: str, file: BinaryIO, encoding: str, delimiter: str) -> Iterator[Row | Reject]:
         csv.field_size_limit(sys.maxsize)
-        if encoding in ("utf-16", "utf-32"):
-            lines: Iterator[str] = io.TextIOWrapper(file, encoding, newline="")
+        if encoding.startswith(_encoding.WIDE):
+            lines = _wide(file, encoding, newline="")
         else:  # bytes that cannot be read stay in, marked, so that only their row is lost
             lines = (line.decode(encoding, "surrogateescape") for line in self._counted(file))
-        reader = csv.reader(lines, delimiter=delimiter)
-        header = next(reader, None)
-        if header is None:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)  # a quote left open must not swallow rows
+        header = _header(name, reader, encoding)
+        if not header:
             return
-        header = [column.removeprefix("\ufeff") for column in header]
         text = self._text_of(name, header)
-        if self._id is not None and self._id not in header:
-            raise ConfigurationError(f"{name} has no column {self._id!r}; it has {', '.join(header)}")
+        self._check(name, header)
         before = reader.line_num
         while True:
             try:
@@ -172,10 +173,9 @@ class Reader:
             if not fields:
                 continue
             if len(fields) != len(header):
-                reason = f"{len(fields)} fields, the header has {len(header)}"
-                yield Reject(name, number, None, reason)
+                yield Reject(name, number, None, f"{len(fields)} fields, the header has {len(header)}")
                 continue
-            if (broken := next((i for i, field in enumerate(fields) if not _sound(field)), None)) is not None:
+            if (broken := next((i for i, field in enumerate(fields) if not _encoding.whole(field)), None)) is not None:
                 yield Reject(name, number, None, f"bytes in {header[broken]!r} that are not {encoding}")
                 continue
             yield self.row(name, number, dict(zip(header, fields, strict=True)), text)
@@ -190,8 +190,7 @@ class Reader:
             with parquet.ParquetFile(source.path) as file:
                 names = file.schema_arrow.names
                 text = self._text_of(source.name, names)
-                if self._id is not None and self._id not in names:
-                    raise ConfigurationError(f"{source.name} has no column {self._id!r}; it has {', '.join(names)}")
+                self._check(source.name, names)
                 wanted = [n for n in names if self._columns is None or n in (text, self._id or "id", *self._columns)]
                 size, rows = _size(source.path), max(file.metadata.num_rows, 1)
                 numbers = itertools.count(1)
@@ -242,21 +241,29 @@ class Reader:
             f"{name}: which column is the text? It has {', '.join(header)}: name it by text_column="
         )
 
+    def _check(self, name: str, header: list[str]) -> None:
+        if self._id is not None and self._id not in header:
+            raise ConfigurationError(f"{name} has no column {self._id!r}; it has {', '.join(header)}")
+        for column in self._columns or ():
+            if column not in header:
+                self._note(f"{name} has no column {column!r} to carry along; it has {', '.join(header)}")
+
     def _counted(self, file: BinaryIO) -> Iterator[bytes]:
         for line in file:
             self.bytes_read += len(line)
             yield line
 
     def _decoded(self, name: str, file: BinaryIO, encoding: str) -> Iterator[tuple[int, str | Reject]]:
-        if encoding in ("utf-16", "utf-32"):  # a line feed is not one byte there
-            text = io.TextIOWrapper(file, encoding, errors="replace")
-            yield from enumerate(text, 1)
+        if encoding.startswith(_encoding.WIDE):
+            broken = f"bytes that are not {encoding}"
+            for number, text in enumerate(_wide(file, encoding), 1):
+                yield number, text if _encoding.whole(text) else Reject(name, number, None, broken)
             return
         for number, line in enumerate(self._counted(file), 1):
             try:
                 yield number, line.decode(encoding)
             except UnicodeDecodeError as exc:
-                yield number, Reject(name, number, None, _undecodable(exc))
+                yield number, Reject(name, number, None, _encoding.undecodable(exc))
 
 
 def _opened(path: Path | None) -> io.BufferedReader:
@@ -264,6 +271,21 @@ def _opened(path: Path | None) -> io.BufferedReader:
     if path is None:
         return io.BufferedReader(io.FileIO(os.dup(0)), _SAMPLE)
     return io.BufferedReader(io.FileIO(path), _SAMPLE)
+
+
+def _wide(file: BinaryIO, encoding: str, newline: str | None = None) -> Iterator[str]:
+    with io.TextIOWrapper(file, encoding, errors=_encoding.BROKEN, newline=newline) as lines:
+        yield from lines
+
+
+def _header(name: str, reader: Iterator[list[str]], encoding: str) -> list[str]:
+    try:
+        header = next((fields for fields in reader if fields), [])
+    except csv.Error as exc:
+        raise ConfigurationError(f"{name} cannot be read as CSV: {exc}") from exc
+    if not all(map(_encoding.whole, header)):
+        raise ConfigurationError(f"{name}: bytes in its header that are not {encoding}; encoding= names another")
+    return [column.removeprefix("\ufeff") for column in header]
 
 
 def _size(path: Path | None) -> int:
@@ -284,14 +306,3 @@ def _kind(value: object) -> str:
         str: "a string",
     }
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _sound(field: str) -> bool:
-    """Whether no byte of it was kept undecoded."""
-    return field.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in field)
-
-
-def _undecodable(exc: UnicodeError) -> str:
-    if isinstance(exc, UnicodeDecodeError):
-        return f"bytes that are not {exc.encoding}: {exc.object[exc.start : exc.end]!r} at byte {exc.start}"
-    return f"bytes that cannot be decoded: {exc}"
