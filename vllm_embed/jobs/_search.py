@@ -11,6 +11,8 @@ from vllm_embed.fingerprint import Fingerprint
 from vllm_embed.jobs._stores import DEFAULT_COLLECTION, store_at, store_target
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vllm_embed.jobs._store import Hit
 
 __all__ = ["search"]
@@ -47,25 +49,29 @@ def search(
     if embedder is not None and settings:
         raise ConfigurationError(f"{', '.join(settings)}: not beside embedder=, which has its settings")
     target = store_target(spec, collection)
-    if not target.exists():
-        raise ConfigurationError(f"{target.name} has no collection {collection!r}: fill it with vllm-embed index first")
-    if not target.fingerprint.exists():
-        raise ConfigurationError(
-            f"{target.name} has no fingerprint at {target.fingerprint}, which tells how its vectors were made: fill "
-            "it with vllm-embed index, or search from the folder that it was filled from"
-        )
     with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(store_at(spec, collection)))
+        with store.reported():
+            there = store.exists()
+        if not there:
+            raise ConfigurationError(
+                f"{target.name} has no collection {collection!r}: fill it with vllm-embed index first"
+            )
+        if not target.fingerprint.exists():
+            raise ConfigurationError(
+                f"{target.name} has no fingerprint at {target.fingerprint}, which tells how its vectors were made: "
+                "fill it with vllm-embed index, or search from the folder that it was filled from"
+            )
         if embedder is None:
             embedder = stack.enter_context(Embedder(**{**settings, "expect": str(target.fingerprint)}))
         else:
             _check(target.fingerprint, embedder, target.name)
         vector = embedder.embed([question], kind="query")[0]
-        store = stack.enter_context(contextlib.closing(store_at(spec, collection)))
         with store.reported():
             return store.nearest(vector, k)
 
 
-def _check(path: Any, embedder: Embedder, name: str) -> None:
+def _check(path: Path, embedder: Embedder, name: str) -> None:
     found = embedder.fingerprint()
     comparison = Fingerprint.load(path).compare(found)
     if not comparison.same:
