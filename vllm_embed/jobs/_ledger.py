@@ -27,6 +27,8 @@ __all__ = ["Ledger", "Place"]
 _FORMAT: Final = 1
 _CACHE_KIB: Final = 32 * 1024
 _SLICE: Final = 10_000
+_IDS: Final = 500
+"""Parameters of one query; SQLite allows 999 and more."""
 
 
 class Place(NamedTuple):
@@ -57,14 +59,14 @@ class Ledger:
         except sqlite3.Error as exc:
             if hasattr(self, "_db"):
                 self._db.close()
-            if getattr(exc, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+            if _busy(exc):
                 raise OutputError(f"another job is at work on this output: {path} is in use") from exc
             raise OutputError(f"{path} cannot be written: {exc}") from exc
         self.state: dict[str, Any] = json.loads(self._one("SELECT value FROM state WHERE key = 'sink'") or "{}")
         """The sink's, as of the last commit."""
         self.identity: str = self._one("SELECT value FROM state WHERE key = 'identity'") or ""
         """What decided the vectors of the last job."""
-        self.total: int = int(self._one("SELECT coalesce(max(at) + 1, 0) FROM rows") or 0)
+        self.total: int = int(self._one("SELECT value FROM state WHERE key = 'total'") or 0)
         """Rows written so far, those that were replaced since included; the next row's number."""
 
     def _prepare(self) -> None:
@@ -80,6 +82,19 @@ class Ledger:
             self._db.execute("INSERT OR IGNORE INTO state VALUES ('format', ?)", (str(_FORMAT),))
         if self._one("SELECT value FROM state WHERE key = 'format'") != str(_FORMAT):
             raise OutputError(f"{self.path} was made by another version of vllm-embed: choose another output")
+
+    @staticmethod
+    def free(path: Path) -> None:
+        """Look that no job is at work on an output whose ledger is to be removed.
+
+        Raises:
+            OutputError: one is.
+        """
+        try:
+            Ledger(path).close()
+        except OutputError as exc:
+            if _busy(exc.__cause__):
+                raise
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -97,20 +112,21 @@ class Ledger:
 
     def find(self, ids: Sequence[str]) -> dict[str, Place]:
         """Those of the ids that are in the output, and where."""
-        with self._lock:
-            found = self._db.execute(
-                "SELECT id, at, hash FROM rows WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
-            ).fetchall()
-        return {key: Place(at, digest) for key, at, digest in found}
+        found: dict[str, Place] = {}
+        for start in range(0, len(ids), _IDS):
+            some = ids[start : start + _IDS]  # as parameters: json_each ends an id at its first NUL
+            query = f"SELECT id, at, hash FROM rows WHERE id IN ({', '.join('?' * len(some))})"  # noqa: S608
+            with self._lock:
+                found.update((key, Place(at, digest)) for key, at, digest in self._db.execute(query, some))
+        return found
 
     def commit(self, rows: Sequence[tuple[str, bytes]], state: dict[str, Any]) -> None:
         """Rows, id and hash, that were written after all others; an id that was there before is replaced."""
         numbered = ((self.total + i, key, digest, self.identity) for i, (key, digest) in enumerate(rows))
         with self._lock, self._told(), self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", numbered)
-            self._keep(state)
-        self.total += len(rows)
-        self.state = state
+            self._keep(state, self.total + len(rows))
+        self.state, self.total = state, self.total + len(rows)
 
     def identify(self, identity: str) -> None:
         """From now on rows are of this identity."""
@@ -157,12 +173,14 @@ class Ledger:
             self._db.execute("DELETE FROM rows")
             self._db.execute("INSERT INTO rows SELECT rowid - 1, id, hash, job FROM renumbered ORDER BY rowid")
             self._db.execute("DROP TABLE renumbered")
-            self._keep(state)
-        self.total = self.count()
-        self.state = state
+            total = int(self._one("SELECT count(*) FROM rows"))
+            self._keep(state, total)
+        self.state, self.total = state, total
 
-    def _keep(self, state: dict[str, Any]) -> None:
-        self._db.execute("INSERT OR REPLACE INTO state VALUES ('sink', ?)", (json.dumps(state),))
+    def _keep(self, state: dict[str, Any], total: int) -> None:
+        # The total beside the rows: of those that were written, the last may have been deleted since.
+        values = [("sink", json.dumps(state)), ("total", str(total))]
+        self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", values)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -175,3 +193,7 @@ class Ledger:
         """Let another job have it."""
         with self._lock:
             self._db.close()
+
+
+def _busy(exc: BaseException | None) -> bool:
+    return getattr(exc, "sqlite_errorname", "").startswith("SQLITE_BUSY")
