@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from vllm_embed.jobs._sink import durable, durable_folder, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from io import FileIO
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class _Growing:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def open(self, size: int, made: int) -> None:
         with told(self.path):
@@ -46,7 +48,7 @@ class _Growing:
                 self.path.touch()
             if self.path.stat().st_size < size:
                 raise OutputError(f"{self.path} was cut: choose another output, or start anew with overwrite")
-            self._file = self.path.open("r+b")
+            self._file = self.path.open("r+b", buffering=0)  # what a full disk refused is not tried again
             self._file.truncate(size)
             self._file.seek(size)
             self.size = size
@@ -58,7 +60,7 @@ class _Growing:
         file = self._opened()
         try:
             with told(self.path):
-                file.write(data)
+                _write(file, data)
                 durable(file)
         except OutputError:
             file.truncate(self.size)
@@ -72,7 +74,7 @@ class _Growing:
         file = self._opened()
         with told(self.path):
             file.seek(0)
-            file.write(data)
+            _write(file, data)
             durable(file)
             file.seek(self.size)
 
@@ -93,7 +95,7 @@ class _Growing:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> BinaryIO:
+    def _opened(self) -> FileIO:
         assert self._file is not None  # noqa: S101 - `open` comes first
         return self._file
 
@@ -185,11 +187,15 @@ class NumpySink:
                 ".npy file has room for one width only. Choose another output, or start anew with overwrite"
             )
         head = b"" if before else _header(len(rows), width)
-        self._array.append(head + np.ascontiguousarray(vectors, dtype="<f4").tobytes())
         lines = [_line({"id": row.id, "text": row.text, **row.columns}) for row in rows]
-        size = self._lines.append(b"".join(lines))
-        if before:
-            self._array.patch(_header(before + len(rows), width))
+        try:
+            self._array.append(head + np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+            size = self._lines.append(b"".join(lines))
+            if before:
+                self._array.patch(_header(before + len(rows), width))
+        except OutputError:
+            self.open(self._state)  # rows in both files or in neither
+            raise
         self._state = {"rows": before + len(rows), "dimension": width, "bytes": size, "made": self._made}
         return self._state
 
@@ -219,7 +225,9 @@ class NumpySink:
         self.open(self._state)
 
     def finish(self) -> None:
-        """See `Sink`."""
+        """See `Sink`. Without a row it is an array of none, which numpy opens."""
+        if not self._state.get("rows"):
+            self._array.append(_header(0, self._state.get("dimension", 0)))
 
     def close(self) -> None:
         """See `Sink`."""
@@ -228,7 +236,21 @@ class NumpySink:
 
 
 def _line(values: dict[str, Any]) -> bytes:
-    return orjson.dumps(values, default=str, option=_OPTIONS)
+    try:
+        return orjson.dumps(values, default=str, option=_OPTIONS)
+    except orjson.JSONEncodeError:  # integers of over 64 bits, or nested deeper than 254
+        return f"{json.dumps(values, default=_plain, ensure_ascii=False)}\n".encode()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+
+def _write(file: FileIO, data: bytes | memoryview) -> None:
+    """All of it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _copy_lines(old: BinaryIO, new: BinaryIO, live: NDArray[np.int64], total: int) -> None:

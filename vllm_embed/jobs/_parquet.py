@@ -72,7 +72,7 @@ class ParquetSink:
     def _state(self, parts: list[tuple[str, int]], *, mixed: bool) -> dict[str, Any]:
         assert self._schema is not None  # noqa: S101 - rows were written
         schema = base64.b64encode(self._schema.serialize().to_pybytes()).decode()
-        return {"parts": parts, "mixed": mixed, "made": self._made, "schema": schema}
+        return {"parts": list(parts), "mixed": mixed, "made": self._made, "schema": schema}
 
     def write(self, rows: Sequence[Row], vectors: NDArray[np.float32]) -> dict[str, Any]:
         """See `Sink`."""
@@ -170,9 +170,18 @@ def _column(values: list[Any]) -> pa.Array:
     """As Arrow would type it; values of several kinds as JSON."""
     try:
         array = pa.array(values)
-    except (pa.ArrowException, OverflowError):
+    except (pa.ArrowException, OverflowError, RecursionError):
+        array = None
+    if array is None or not _storable(array.type):
         return pa.array([None if value is None else _json(value) for value in values], pa.string())
     return array
+
+
+def _storable(kind: pa.DataType) -> bool:
+    """Parquet has no structs without fields: what JSON's `{}` is when every row has no more."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return False
+    return all(_storable(kind.field(i).type) for i in range(kind.num_fields)) if pa.types.is_nested(kind) else True
 
 
 def _json(value: object) -> str:
@@ -192,12 +201,26 @@ def _wider(old: pa.Schema, new: pa.Schema) -> pa.Schema:
 
 
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    return _both(one, other) or pa.string()
+
+
+def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that Arrow would give to values of the two together; None where it has none."""
     for a, b in ((one, other), (other, one)):
-        if pa.types.is_null(a):
+        if a == b or pa.types.is_null(a) or (pa.types.is_integer(a) and pa.types.is_floating(b)):
             return b
-        if pa.types.is_integer(a) and pa.types.is_floating(b):
-            return b
-    return pa.string()
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        value = _both(one.value_type, other.value_type)
+        return value and pa.list_(value)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in one}
+        for field in other:
+            kind = _both(fields.get(field.name, pa.null()), field.type)
+            if kind is None:
+                return None
+            fields[field.name] = kind
+        return pa.struct(list(fields.items()))
+    return None
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -219,4 +242,6 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def _column_as(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_string(wanted):
         return pa.chunked_array([[None if value is None else _json(value) for value in column.to_pylist()]], wanted)
+    if pa.types.is_nested(wanted):
+        return pa.chunked_array([pa.array(column.to_pylist(), wanted)])
     return column.cast(wanted)
