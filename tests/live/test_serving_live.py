@@ -1,6 +1,6 @@
 """Real vLLM on CPU, started and stopped by `vllm-embed serve` and VLLMServer.
 
-Each start takes 30 to 90 seconds on two cores; one server runs at a time.
+Each start takes 30 to 90 seconds on two cores.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
 from vllm_embed import Embedder, serving
-from vllm_embed.errors import EngineError
+from vllm_embed.errors import AuthenticationError, EngineError
 from vllm_embed.serving import VLLMServer
 
 pytestmark = [
@@ -46,7 +45,7 @@ def model():
 class Serve:
     """A `vllm-embed serve` of its own process."""
 
-    def __init__(self, model: str, folder: Path) -> None:
+    def __init__(self, model: str, folder: Path, replicas: int) -> None:
         env = {**os.environ, **ENV, "PYTHONPATH": str(REPOSITORY), "VLLM_API_KEY": KEY, "TMPDIR": str(folder)}
         self.errors = folder / "stderr"
         self.started = time.monotonic()
@@ -54,17 +53,8 @@ class Serve:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "vllm_embed.cli", "serve", model),
-                    *(
-                        "--port",
-                        "0",
-                        "--served-model-name",
-                        "mini",
-                        "--dtype",
-                        "float32",
-                        "--",
-                        "--max-model-len",
-                        "128",
-                    ),
+                    *("--replicas", str(replicas), "--port", "0", "--served-model-name", "mini", "--dtype", "float32"),
+                    *("--", "--max-model-len", "128"),
                 ],
                 env=env,
                 stdout=subprocess.PIPE,
@@ -72,14 +62,14 @@ class Serve:
                 text=True,
             )
 
-    def until_ready(self) -> str:
-        """The URL that it printed."""
+    def until_ready(self) -> list[str]:
+        """The URLs that it printed."""
         text = ""
         while not text.endswith("\n\n"):  # the blank line after the URLs
             line = self.process.stdout.readline()
             assert line, self.errors.read_text()
             text += line
-        return re.search(r"http://127\.0\.0\.1:\d+/v1", text)[0]
+        return re.findall(r"http://127\.0\.0\.1:\d+/v1", text)
 
     def until_told(self, progress: str) -> None:
         while progress not in self.errors.read_text():
@@ -95,8 +85,8 @@ class Serve:
 
 
 @pytest.fixture
-def serve(model, tmp_path):
-    started = Serve(model, tmp_path)
+def serve(model, tmp_path, request):
+    started = Serve(model, tmp_path, getattr(request, "param", 1))
     yield started
     started.close()
 
@@ -106,23 +96,19 @@ def assert_gone(processes, within_s=10.0):
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def embed(url, texts, key=KEY):
-    reply = httpx.post(
-        f"{url}/embeddings",
-        json={"model": "mini", "input": texts},
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=60.0,
-    )
-    return reply.status_code, [item["embedding"] for item in reply.json().get("data", ())]
-
-
-def test_ctrl_c_stops_a_server_that_embeds(serve):
-    url = serve.until_ready()
+@pytest.mark.parametrize("serve", [2], indirect=True, ids=["two replicas"])
+def test_ctrl_c_stops_servers_that_embed(serve):
+    urls = serve.until_ready()
     family = serve.family()
-    assert len(family) >= 4  # the watchdog, the API server, EngineCore, a worker
-    status, vectors = embed(url, ["a first text", "the second"])
-    assert (status, [len(vector) for vector in vectors]) == (200, [384, 384])
-    assert embed(url, ["a text"], key="wrong")[0] == 401
+    assert len(family) >= 8  # of each: the watchdog, the API server, EngineCore, a worker
+    with Embedder(model="mini", base_url=urls, api_key=KEY) as embedder:
+        assert embedder.embed([f"document {i}" for i in range(1_280)]).shape == (1_280, 384)
+        texts = {url: counted["texts"] for url, counted in embedder.stats().endpoints.items()}
+    assert set(texts) == set(urls)
+    assert len(urls) == 2
+    assert min(texts.values()) >= 128  # they share
+    with Embedder(model="mini", base_url=urls, api_key="wrong") as embedder, pytest.raises(AuthenticationError):
+        embedder.embed(["a text"])
     assert KEY not in str([process.cmdline() for process in family])
     serve.process.send_signal(signal.SIGINT)
     assert serve.process.wait(10.0) == 0
@@ -142,21 +128,6 @@ def test_sigterm_while_it_loads_leaves_nothing(serve):
     assert len(family) >= 4
     serve.process.terminate()
     assert serve.process.wait(10.0) == 0
-    assert_gone(family)
-
-
-def test_two_replicas_share_the_texts_inside_the_block_and_are_gone_after_it(model):
-    with VLLMServer(
-        model, replicas=2, port=0, env=ENV, dtype="float32", vllm_args=["--max-model-len", "128"]
-    ) as server:
-        leaders = [psutil.Process(process.pid) for process in server.processes]
-        family = [*leaders, *(child for leader in leaders for child in leader.children(recursive=True))]
-        assert len(family) >= 8
-        with Embedder(model=server.model_name, base_url=server.base_urls) as embedder:
-            assert embedder.embed([f"document {i}" for i in range(1_280)]).shape == (1_280, 384)
-            shares = {url: counted["texts"] for url, counted in embedder.stats().endpoints.items()}
-        assert set(shares) == set(server.base_urls)
-        assert min(shares.values()) >= 128
     assert_gone(family)
 
 
