@@ -260,7 +260,7 @@ def _started() -> Iterator[Any]:
     except Exception as exc:
         raise EngineError(f"Ray does not start, or cannot be reached: {exc}") from exc
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     try:
         yield ray

@@ -89,7 +89,7 @@ def test_a_vector_store_index(embed_model, encode) -> None:
 
 
 def test_an_ingestion_pipeline_of_two_processes(embed_model, encode) -> None:
-    """`tokenizer=list` counts characters: LlamaIndex's default (0.14.25) unpickles tiktoken, which wants a download, and
+    """`tokenizer=list` counts characters. LlamaIndex's default (0.14.25) unpickles tiktoken, which wants a download:
     without a network each worker dies of that without a word, and the pool waits for ever."""
     pipeline = IngestionPipeline(transformations=[SentenceSplitter(chunk_size=2_000, tokenizer=list), embed_model])
     documents = [LlamaDocument(text=text, id_=str(i)) for i, text in enumerate(TEXTS)]
