@@ -394,3 +394,22 @@ def test_vectors_of_any_length_give_cosines(spec, tmp_path):
         hits = again.nearest(np.array([3, 0, 0, 0], np.float32), 2)
     assert [hit.id for hit in hits] == ["r0", "r1"]
     np.testing.assert_allclose([hit.score for hit in hits], [1, 0.5**0.5], atol=1e-5)
+
+
+def test_every_row_is_still_found_after_all_were_written_again(tmp_path):
+    """Chroma's index loses some to an upsert."""
+    from vllm_embed.jobs._row import Row
+
+    rows = [Row(f"d{i}", f"text {i}", {}, "rows", i) for i in range(3_000)]
+    with FakeVLLMServer(dimension=32) as server, Embedder(base_url=server.base_url) as embedder:
+        vectors = embedder.embed([row.text for row in rows])
+    spec = f"chroma:{tmp_path / 'index'}"
+    state = {}
+    store_at(spec).place.folder.mkdir()
+    for upto in (1_000, 2_000, 3_000):
+        with contextlib.closing(store_at(spec)) as store:
+            store.open(state)
+            for start in range(0, upto, 1_000):
+                state = store.write(rows[start : start + 1_000], vectors[start : start + 1_000])
+    with contextlib.closing(store_at(spec)) as store:
+        assert len({hit.id for hit in store.nearest(vectors[0], len(rows))}) == len(rows)
