@@ -16,7 +16,7 @@ from vllm_embed.jobs._dry import look
 from vllm_embed.jobs._inputs import sources
 from vllm_embed.jobs._pieces import Splitter, pieces
 from vllm_embed.jobs._readers import Reader
-from vllm_embed.jobs._targets import Target, file_target
+from vllm_embed.jobs._targets import Target, file_target, refuse_own
 from vllm_embed.jobs._work import Stream, Work
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def embed(
         prune: take rows out that the input no longer has. Surplus pieces of a changed text go always.
         overwrite: remove the output and start anew.
         engine: "local", or "ray": as many actors as `workers`, with an embedder each.
-        workers: 1 where it is not told.
+        workers: actors on Ray; None: 2, in process one for each GPU.
         on_progress: called a few times a second, in this thread.
         **settings: of `Embedder`.
 
@@ -99,8 +99,11 @@ def embed(
     if embedder is not None and settings:
         raise ConfigurationError(f"{', '.join(settings)}: not beside embedder=, which has its settings")
     notes: list[str] = []
+    files, rows = _sources(inputs, format)
+    refuse_own(files, target, rejects)
     reader = Reader(
-        *_sources(inputs, format),
+        files,
+        rows,
         text_column=text_column,
         id_column=id_column,
         columns=None if columns is None else list(columns),
@@ -111,10 +114,10 @@ def embed(
         if embedder is None:
             embedder = stack.enter_context(Embedder(**settings))
         items: Iterable[Row | Reject] = reader
-        if chunk_size is not None:
-            items = pieces(items, _splitter(embedder, chunk_size, chunk_overlap, chunk_unit))
         if limit is not None:
             items = itertools.islice(items, limit)
+        if chunk_size is not None:
+            items = pieces(items, _splitter(embedder, chunk_size, chunk_overlap, chunk_unit))
         if dry_run:
             return look(items, target, embedder, notes)
         stream: Stream = partial(_local, embedder)
@@ -152,7 +155,8 @@ def _splitter(embedder: Embedder, size: int, overlap: int, unit: Unit) -> Splitt
         raise ConfigurationError(f'chunk_unit={unit!r}: "tokens" or "characters"')
     if unit == "characters":
         return Splitter(size, overlap)
-    extra, limit = embedder.count(""), embedder.limit()
+    with Embedder(embedder.settings, blank_text="send") as plain:  # no text at all has its prompt and special tokens
+        extra, limit = plain.count(""), plain.limit()
     if size + extra > limit and embedder.settings.long_text == "error":
         raise ConfigurationError(
             f"chunk_size={size} tokens and {extra} for the prompt and special tokens are over the model's limit of "

@@ -63,8 +63,8 @@ class Splitter:
     def _fitting(self, text: str, chars: int, overlap: int, count: Callable[[str], int]) -> list[str]:
         found = []
         for piece in _by_characters(chars, min(overlap, chars - 1)).split_text(text):
-            # No tokenizer makes more than one token of a byte.
-            tokens = 0 if len(piece.encode("utf-8", "replace")) <= self._size else count(piece)
+            # No tokenizer makes more than one token of a byte; other letters than ASCII's may become several by NFKC.
+            tokens = 0 if len(piece) <= self._size and piece.isascii() else count(piece)
             if tokens <= self._size or len(piece) == 1:
                 found.append(piece)
             else:

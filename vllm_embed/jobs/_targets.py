@@ -11,11 +11,12 @@ from vllm_embed.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from vllm_embed.jobs._inputs import Source
     from vllm_embed.jobs._sink import Sink
 
-__all__ = ["Target", "file_target"]
+__all__ = ["Target", "file_target", "refuse_own"]
 
 
 class Target(NamedTuple):
@@ -75,6 +76,21 @@ def file_target(output: str | os.PathLike[str]) -> Target:
         return any(file.is_file() or (file.is_dir() and any(file.iterdir())) for file in files)
 
     return Target(str(output), path, make, exists, lambda: remove(*files), {"python": _OPENING[form].format(path)})
+
+
+def refuse_own(sources: Sequence[Source], target: Target, rejects: str | os.PathLike[str] | None) -> None:
+    """Look that no input is a file of the output, as one that a glob matched may be.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    files = [target.path, target.folder, Path(rejects or target.rejects)]
+    if target.path.suffix.lower() == ".npy":
+        files.append(target.path.with_suffix(".ids.jsonl"))
+    own = {file.resolve() for file in files}
+    for name, path in ((source.name, source.path.resolve()) for source in sources if source.path):
+        if not own.isdisjoint([path, *path.parents]):
+            raise ConfigurationError(f"{name} is an input and belongs to the output {target.name}: choose another")
 
 
 def remove(*paths: Path) -> None:

@@ -61,7 +61,7 @@ class Work:
         with told(target.path):
             if overwrite:
                 if ledger.exists():
-                    Ledger(ledger).close()  # refused while another job is at work
+                    Ledger.free(ledger)
                 target.clear()
                 remove(target.folder)
             if not ledger.exists() and target.exists():
@@ -105,13 +105,18 @@ class Work:
         """
         started, before = time.monotonic(), self._embedder.stats()
 
+        def spent() -> tuple[int, int]:
+            """Requests and tokens of this run; Ray's actors count their own."""
+            now, others = self._embedder.stats(), (getattr(stream, "requests", 0), getattr(stream, "prompt_tokens", 0))
+            return now.requests - before.requests + others[0], now.prompt_tokens - before.prompt_tokens + others[1]
+
         def progress() -> Progress:
             return Progress(
                 rows=self._planner.read,
                 written=pipeline.written,
                 rejected=self._rejects.count,
                 skipped=self._planner.skipped,
-                tokens=self._embedder.stats().prompt_tokens - before.prompt_tokens,
+                tokens=spent()[1],
                 seconds=time.monotonic() - started,
                 share=min(1.0, reader.bytes_read / reader.bytes_total) if reader.bytes_total else None,
             )
@@ -129,15 +134,17 @@ class Work:
             pipeline.run()
         finally:
             self._rejects.close()
+        if self._planner.skipped and self._ledger.identity != self._decides:
+            self._identify()  # another model was tried in between, and what was skipped is of this one
         removed, pruned = self._swept(chunked=chunked, prune=prune) if whole else (0, 0)
         self._compact()
         self._sink.finish()
         if tell:
             tell(progress())
-        after, info = self._embedder.stats(), self._embedder
+        requests, tokens = spent()
         return Summary(
             output=self._target.name,
-            model=info.model(),
+            model=self._embedder.model(),
             dimension=self._width,
             read=self._planner.read,
             embedded=pipeline.embedded,
@@ -149,8 +156,8 @@ class Work:
             pruned=pruned,
             foreign=self._ledger.foreign(),
             rows=self._ledger.count(),
-            requests=after.requests - before.requests,
-            tokens=after.prompt_tokens - before.prompt_tokens,
+            requests=requests,
+            tokens=tokens,
             seconds=time.monotonic() - started,
             rejects=str(self._rejects.path) if self._rejects.count else None,
             fingerprint=str(self._target.fingerprint) if self._target.fingerprint.exists() else None,
