@@ -94,6 +94,8 @@ class Pipeline:
         """Room for vectors that was written, to be filled again: new ones cost more than filling them."""
         self._since = time.monotonic()
         self._failed: BaseException | None = None
+        self._unread: BaseException | None = None
+        """Why reading ended early."""
         self._over = threading.Event()
         self.embedded = self.replaced = self.written = 0
 
@@ -118,14 +120,13 @@ class Pipeline:
             self._put(_END)
             writer.join()
             self._acknowledge()
-        if self._failed is not None:
-            raise self._failed
+        if (failed := self._failed or self._unread) is not None:
+            raise failed
 
     def _reading(self) -> None:
-        items = iter(self._items)
+        started, batch = time.monotonic(), list[Any]()
         try:
-            started, batch = time.monotonic(), []
-            for item in items:
+            for item in self._items:
                 batch.append(item)
                 if len(batch) >= _READ_ROWS or time.monotonic() - started > _IDLE_S:
                     self._offer(batch)
@@ -133,6 +134,7 @@ class Pipeline:
             self._offer(batch)
             self._offer(_END)
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
+            self._offer(batch)
             self._offer(exc)
 
     def _offer(self, batch: list[Row | Reject] | BaseException | None) -> None:
@@ -153,7 +155,8 @@ class Pipeline:
             if batch is _END:
                 return
             if isinstance(batch, BaseException):
-                raise batch
+                self._unread = batch  # once what was read before is done
+                return
             self._tick()
             yield batch
 
