@@ -1,7 +1,8 @@
 """What is in an output, row by row: a SQLite file beside it. Its commit is the moment at which rows are done.
 
 A sink makes rows durable first; the ledger's transaction then names them, with the sink's state. After a kill, what the
-sink holds beyond that state is dropped, so that nothing is lost and nothing is there twice.
+sink holds beyond that state is dropped, so that nothing is lost and nothing is there twice. A store has no state to go
+back to: what is about to be changed in it is noted before, and after a kill those rows are taken out and done again.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Ledger:
                 "CREATE TABLE IF NOT EXISTS rows"
                 " (at INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, hash BLOB NOT NULL, job TEXT NOT NULL)"
             )
+            self._db.execute("CREATE TABLE IF NOT EXISTS intended (id TEXT PRIMARY KEY)")
             self._db.execute("INSERT OR IGNORE INTO state VALUES ('format', ?)", (str(_FORMAT),))
         if self._one("SELECT value FROM state WHERE key = 'format'") != str(_FORMAT):
             raise OutputError(f"{self.path} was made by another version of vllm-embed: choose another output")
@@ -125,6 +127,7 @@ class Ledger:
         numbered = ((self.total + i, key, digest, self.identity) for i, (key, digest) in enumerate(rows))
         with self._lock, self._told(), self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", numbered)
+            self._db.execute("DELETE FROM intended")
             self._keep(state, self.total + len(rows))
         self.state, self.total = state, self.total + len(rows)
 
@@ -159,6 +162,23 @@ class Ledger:
         """Forget rows."""
         with self._lock, self._told(), self._transaction():
             self._db.executemany("DELETE FROM rows WHERE at = ?", ((at,) for at in numbers))
+            self._db.execute("DELETE FROM intended")
+
+    def intend(self, ids: Iterable[str]) -> None:
+        """These rows are about to be changed in the sink; until `commit` or `delete`, nobody knows how they are."""
+        with self._lock, self._told(), self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO intended VALUES (?)", ((key,) for key in ids))
+
+    def intended(self) -> list[str]:
+        """Ids of the rows of which a kill left nobody knowing how they are."""
+        with self._lock:
+            return [key for (key,) in self._db.execute("SELECT id FROM intended")]
+
+    def forget_intended(self) -> None:
+        """Those are not in the sink now."""
+        with self._lock, self._told(), self._transaction():
+            self._db.execute("DELETE FROM rows WHERE id IN (SELECT id FROM intended)")
+            self._db.execute("DELETE FROM intended")
 
     def live(self) -> NDArray[np.int64]:
         """Numbers of the rows that count, ascending; the others were replaced or deleted."""

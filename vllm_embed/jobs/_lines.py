@@ -107,6 +107,8 @@ class JSONLinesSink:
         path: of the file; made when missing.
     """
 
+    knows_ids = False
+
     def __init__(self, path: Path) -> None:
         self._file = _Growing(path)
         self._made = 0
@@ -156,6 +158,8 @@ class NumpySink:
     Args:
         path: of the array, `x.npy`; the lines are in `x.ids.jsonl`.
     """
+
+    knows_ids = False
 
     def __init__(self, path: Path) -> None:
         self._array = _Growing(path)

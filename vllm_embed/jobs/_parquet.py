@@ -37,6 +37,8 @@ class ParquetSink:
         path: the folder; made when missing.
     """
 
+    knows_ids = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._parts: list[tuple[str, int]] = []

@@ -252,6 +252,8 @@ class Pipeline:
             while (batch := self._write.get()) is not _END:
                 count = len(batch.rows)
                 vectors = np.frombuffer(batch.vectors, np.float32, count * batch.size // 4).reshape(count, -1)
+                if self._sink.knows_ids:
+                    self._ledger.intend(row.id for row in batch.rows)
                 state = self._sink.write(batch.rows, vectors)
                 ids = (row.id for row in batch.rows)
                 self._ledger.commit(list(zip(ids, batch.hashes, strict=True)), state)

@@ -27,6 +27,9 @@ class Sink(Protocol):
     the state of an output that holds nothing.
     """
 
+    knows_ids: bool
+    """Whether `write` replaces rows and `remove` takes them out. If not, `compact` does both."""
+
     def open(self, state: dict[str, Any]) -> None:
         """Make ready to write, and drop whatever is there beyond `state`.
 
@@ -35,7 +38,7 @@ class Sink(Protocol):
         """
 
     def write(self, rows: Sequence[Row], vectors: NDArray[np.float32]) -> dict[str, Any]:
-        """Make rows durable, behind all others; an id that is there already is replaced or stands twice.
+        """Make rows durable, behind all others.
 
         Args:
             rows: no id twice.
@@ -46,7 +49,7 @@ class Sink(Protocol):
         """
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Take rows out, for sinks that know ids. Sinks of files leave that to `compact`."""
+        """Take rows out, for sinks that know ids; some may not be there."""
 
     def compact(self, live: NDArray[np.int64], total: int) -> dict[str, Any] | None:
         """Prepare an output of nothing but the rows numbered `live`, of `total` that were written.

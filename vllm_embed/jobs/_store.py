@@ -66,11 +66,11 @@ class Place(NamedTuple):
 class Store(ABC):
     """A sink that knows ids: `write` replaces. Opened anew by each job.
 
-    The state says which store the ledger is of, and the width of its vectors. A kill between a write and its commit
-    leaves rows that the next job writes again, in their place.
+    The state says which store the ledger is of, and the width of its vectors.
     """
 
     kind: ClassVar[str]
+    knows_ids = True
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -144,7 +144,8 @@ class Store(ABC):
     def remove(self, ids: Sequence[str]) -> None:
         """See `Sink`."""
         with self.reported():
-            self._delete(ids)
+            if self.exists():
+                self._delete(ids)
 
     def compact(self, live: NDArray[np.int64], total: int) -> dict[str, Any] | None:  # noqa: ARG002 - see `Sink`
         """See `Sink`."""

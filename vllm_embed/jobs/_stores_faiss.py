@@ -40,6 +40,7 @@ class FAISSStore(Store):
     """
 
     kind = "faiss"
+    knows_ids = False
 
     def __init__(self, place: Any) -> None:
         super().__init__(place)

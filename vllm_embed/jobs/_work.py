@@ -77,6 +77,9 @@ class Work:
             self._sink = target.make()
             undo.callback(self._sink.close)
             self._sink.open(self._ledger.state)
+            if self._sink.knows_ids and (unknown := self._ledger.intended()):
+                self._sink.remove(unknown)
+                self._ledger.forget_intended()
             self._release = undo.pop_all()
         self._planner = Planner(self._decides, self._ledger.total)
         self._width = 0
@@ -202,7 +205,9 @@ class Work:
             removed += sum(key not in surplus for _, key in some)
             pruned += len(out)
             if out:
-                self._sink.remove([key for _, key in out])
+                if self._sink.knows_ids:
+                    self._ledger.intend(key for _, key in out)
+                    self._sink.remove([key for _, key in out])
                 self._ledger.delete(at for at, _ in out)
         return removed, pruned
 
