@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from vllm_embed.testing import FakeVLLMServer
 
 ROWS = 100_000
 KILLS = 20
-BATCH, IN_FLIGHT = 64, 4
+BATCH, IN_FLIGHT = 128, 2
 
 COMMIT = max(1_024, ROWS // 64)
 """Most rows of one commit: a 64th of what is there."""
@@ -44,20 +47,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return rows_of(folder / "x.parquet")
 
 
-def start(server: FakeVLLMServer, corpus: Path, path: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "vllm_embed.cli",
-        "embed",
-        str(corpus),
-        "-o",
-        str(path),
-        "--base-url",
-        server.base_url,
-    ]
-    command += ["--batch-size", str(BATCH), "--max-concurrency", str(IN_FLIGHT)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def start(server: FakeVLLMServer, corpus: Path, path: Path, *options: str) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-m", "vllm_embed.cli", "embed", str(corpus), "-o", str(path), *options]
+    command += ["--base-url", server.base_url, "--batch-size", str(BATCH), "--max-concurrency", str(IN_FLIGHT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def write_corpus(path: Path, count: int) -> Path:
@@ -121,3 +119,32 @@ def test_a_signal_ends_a_job_within_a_second_and_says_how_to_go_on(
     assert f"{kept:,} unchanged" in out
     assert received["t0"] == received[f"t{kept - 1}"] == 0
     assert [row["text"] for row in rows_of(path)] == [f"t{n}" for n in range(20_000)]
+
+
+class HangingTokenizer(FakeVLLMServer):
+    """Counts the tokens of some texts and then of none."""
+
+    def __init__(self, counts: int) -> None:
+        super().__init__(dimension=4)
+        self.counts = counts
+        self.hangs = threading.Event()
+
+    async def _handle(self, request, send) -> None:
+        if request.path == "/tokenize":
+            self.counts -= 1
+            if self.counts < 0:
+                self.hangs.set()
+                await asyncio.Event().wait()
+        await super()._handle(request, send)
+
+
+def test_a_signal_ends_a_job_that_waits_for_token_counts(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "in.jsonl", 1_000)
+    with HangingTokenizer(counts=50) as server:
+        with start(server, corpus, tmp_path / "x.parquet", "--chunk-size", "1") as child:
+            assert server.hangs.wait(60)
+            asked = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=60)
+    assert (child.returncode, err.partition(".")[0]) == (1, "Stopped")
+    assert time.monotonic() - asked < 1.5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from vllm_embed._extras import needs
@@ -12,7 +14,6 @@ from vllm_embed.jobs._row import Reject, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
 
 __all__ = ["Splitter", "Unit", "pieces"]
 
@@ -82,19 +83,38 @@ def _by_characters(size: int, overlap: int) -> _Splits:
 
 def pieces(items: Iterable[Row | Reject], splitter: Splitter) -> Iterator[Row | Reject]:
     """The pieces of rows, in order; `#0`, `#1`, ... is put behind the id."""
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="vllm-embed-split") as pool:
-        waiting: collections.deque[tuple[Row | Reject, Future[list[str]] | None]] = collections.deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(splitter.split, item.text) if isinstance(item, Row) else None))
-                if len(waiting) >= 2 * _AT_ONCE:
-                    yield from _made(*waiting.popleft())
-            while waiting:
+    texts: queue.SimpleQueue[tuple[str, Future[list[str]]] | None] = queue.SimpleQueue()
+    for _ in range(_AT_ONCE):  # daemons, not an executor: at exit its threads are waited for, and they for the server
+        threading.Thread(target=_splitting, args=(texts, splitter), name="vllm-embed-split", daemon=True).start()
+    waiting: collections.deque[tuple[Row | Reject, Future[list[str]] | None]] = collections.deque()
+    try:
+        for item in items:
+            future: Future[list[str]] | None = None
+            if isinstance(item, Row):
+                future = Future()
+                texts.put((item.text, future))
+            waiting.append((item, future))
+            if len(waiting) >= 2 * _AT_ONCE:
                 yield from _made(*waiting.popleft())
-        finally:
-            for _, future in waiting:
-                if future is not None:
-                    future.cancel()
+        while waiting:
+            yield from _made(*waiting.popleft())
+    finally:
+        for _, future in waiting:
+            if future is not None:
+                future.cancel()
+        for _ in range(_AT_ONCE):
+            texts.put(None)
+
+
+def _splitting(texts: queue.SimpleQueue[tuple[str, Future[list[str]]] | None], splitter: Splitter) -> None:
+    while (task := texts.get()) is not None:
+        text, future = task
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(splitter.split(text))
+        except BaseException as exc:  # noqa: BLE001 - raised where the pieces are wanted
+            future.set_exception(exc)
 
 
 def _made(item: Row | Reject, future: Future[list[str]] | None) -> Iterator[Row | Reject]:
