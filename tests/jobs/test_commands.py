@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,37 @@ def test_standard_input_is_read(server: FakeVLLMServer, tmp_path: Path, text: st
     summary = json.loads(done.stdout)
     assert (done.returncode, summary["rows"], summary["status"]) == (0, len(texts), 0)
     assert [row["text"] for row in rows_of(tmp_path / "x.jsonl")] == texts
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="has no terminals")
+def test_at_a_terminal_progress_is_shown_and_wiped_away(server: FakeVLLMServer, tmp_path: Path) -> None:
+    corpus = write_lines(tmp_path / "in.jsonl", [{"text": f"t{n}"} for n in range(3_000)] + [{"text": None}])
+    command = ["embed", str(corpus), "-o", str(tmp_path / "x.jsonl"), "--base-url", server.base_url]
+    terminal, end = os.openpty()
+    shown = bytearray()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # the last that wrote to it is gone
+            while part := os.read(terminal, 4096):
+                shown.extend(part)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_embed.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=end,
+        text=True,
+        timeout=60,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "150"},
+    )
+    os.close(end)
+    watcher.join(30)
+    os.close(terminal)
+    assert done.returncode == 1
+    assert "3,000 rows, " in shown.decode()
+    assert " tokens/s, 1 rejected, 0.0 s left" in shown.decode()
+    assert "3,000 rows. 3,000 embedded" in done.stdout
 
 
 def embed(server: FakeVLLMServer, corpus: Path, output: Path, *arguments: str) -> dict:
