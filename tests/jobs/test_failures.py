@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections import Counter
@@ -182,8 +181,12 @@ def test_an_unknown_ending_is_told(embed: Embed) -> None:
 FULL = """
 import resource, sys
 from vllm_embed.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-main()
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), before[1]))
+try:
+    main()
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 """
 
 
@@ -210,4 +213,3 @@ def test_a_full_disk_is_told_leaves_nothing_half_written_and_the_rerun_completes
         rows = rows_of(path)
         assert [row["text"] for row in rows] == [f"row {n}" for n in range(5_000)]
         np.testing.assert_array_equal(rows[-1]["embedding"], server.vector("row 4999"))
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

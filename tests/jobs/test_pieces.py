@@ -132,6 +132,21 @@ def test_counting_fails_as_embedding_does_when_the_server_is_gone(tmp_path: Path
         jobs.embed([{"text": "a b c"}], tmp_path / "x.jsonl", chunk_size=1, **options)
 
 
+def test_many_texts_are_split_side_by_side_and_stay_in_order(embed: Embed, tmp_path: Path) -> None:
+    embed([{"id": n, "text": f"text {n} " * (60 if n % 9 == 0 else 2)} for n in range(100)], chunk_size=20)
+    rows = rows_of(tmp_path / "x.parquet")
+    assert list(dict.fromkeys(row["id"].partition("#")[0] for row in rows)) == [str(n) for n in range(100)]
+    for n in range(100):
+        assert "".join(" ".join(pieces_of(rows, str(n))).split()) == f"text{n}" * (60 if n % 9 == 0 else 2)
+
+
+def test_a_text_that_cannot_be_counted_is_rejected_and_the_rest_is_done(embed: Embed, tmp_path: Path) -> None:
+    rows = [{"id": "a", "text": "half \ud83d"}, {"id": "b", "text": "whole"}]
+    summary = embed(rows, chunk_size=5, unicode=None)
+    assert (summary.rejected, [row["id"] for row in rows_of(tmp_path / "x.parquet")]) == (1, ["b#0"])
+    assert "lone surrogate" in Path(summary.rejects).read_text()
+
+
 def test_each_text_is_embedded_once(embed: Embed, received: Counter) -> None:
     embed([{"id": key, "text": "one two one two"} for key in "ab"], chunk_size=4, chunk_unit="characters")
     assert (received["one"], received["two"]) == (1, 1)

@@ -41,12 +41,6 @@ class Rejects:
             self._file.write(line + b"\n")
         self.count += 1
 
-    def flush(self) -> None:
-        """Hand what was noted to the system."""
-        if self._file is not None:
-            with told(self.path):
-                self._file.flush()
-
     def close(self) -> None:
         """Idempotent."""
         if self._file is not None:
