@@ -56,9 +56,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# In `make test` the slow ones too: a job killed twenty times in each format, Ray.
+FAST ?= not live and not slow
 fast: $(VENV)/.dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not live" -q
+	$(BIN)/coverage run -m pytest -m "$(FAST)" -q -n auto --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=95
 
@@ -67,6 +69,7 @@ check: lint types fast
 live: $(VENV)/.dev
 	$(SHARE) VLLM_EMBED_REQUIRE_LIVE=1 $(BIN)/python -m pytest -m live -q
 
+test: FAST := not live
 test: check live
 
 notebooks: $(VENV)/.dev

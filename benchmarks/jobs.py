@@ -3,7 +3,8 @@
     python benchmarks/jobs.py [--rows 10000 100000 1000000] [--json benchmarks/results/jobs.json]
 
 Each size runs in a process of its own, against a local server that answers at once with 1,024-d vectors, and beside it
-`Embedder.stream` alone over the same texts. CPU is that of the whole process, its start and a first small job not counted.
+`Embedder.stream` alone over the same texts. CPU is that of the whole process, its start and a first, small job not
+counted.
 """
 
 from __future__ import annotations

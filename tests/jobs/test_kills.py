@@ -63,6 +63,7 @@ def write_corpus(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_twenty_kills_change_no_row_and_repeat_only_what_was_on_its_way(
     server: FakeVLLMServer, received: Counter, undisturbed: list[dict], tmp_path: Path, ending: str

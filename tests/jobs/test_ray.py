@@ -30,6 +30,9 @@ from vllm_embed.testing import FakeVLLMServer, Fault
 TEXTS = [f"text {i}" for i in range(1_000)]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
     """Ray on two cores, once for all tests here: it takes some seconds to start."""
