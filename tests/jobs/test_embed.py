@@ -38,7 +38,7 @@ def test_every_row_is_there_once_in_order_with_its_own_vector(
     assert (summary.read, summary.embedded, summary.rows, summary.dimension) == (3_000, 3_000, 3_000, 16)
     assert (summary.status, summary.rejects, summary.model) == (0, None, "fake-model")
     assert summary.tokens >= 4 * 3_000
-    assert list(summary.how_to_open) == ["python"]
+    assert list(summary.how_to_open) == ["Python"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

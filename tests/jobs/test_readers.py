@@ -180,11 +180,11 @@ def test_a_quote_left_open_swallows_no_row_silently() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "options", "message"),
     [
-        ("a.csv", "a,b\n1,2\n", {}, "which column is the text? It has a, b: name it by text_column="),
+        ("a.csv", "a,b\n1,2\n", {}, "which column is the text? It has a, b: name it by text_column "),
         ("a.csv", "a,b\n1,2\n", {"text_column": "c"}, "has no column 'c'; it has a, b"),
         ("a.csv", "text,b\n1,2\n", {"id_column": "c"}, "has no column 'c'; it has text, b"),
         ("a.csv", "text,b\r1,2\r", {}, "cannot be read as CSV: new-line"),
-        ("a.csv", "text,값\n1,2\n".encode("cp949"), {"encoding": "utf-8"}, "header that are not utf-8; encoding="),
+        ("a.csv", "text,값\n1,2\n".encode("cp949"), {"encoding": "utf-8"}, "header that are not utf-8; encoding "),
         ("a.parquet", b"no parquet", {}, "cannot be read as Parquet"),
         ("a.xlsx", b"", {}, "the ending '.xlsx' is none of .txt"),
     ],

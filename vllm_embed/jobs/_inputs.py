@@ -100,6 +100,7 @@ def _below(folder: Path) -> list[Path]:
 def _format(path: Path) -> Format:
     if (form := _ENDINGS.get(path.suffix.lower())) is None:
         raise ConfigurationError(
-            f"{str(path)!r}: the ending {path.suffix!r} is none of {', '.join(_ENDINGS)}; say what it is with format="
+            f"{str(path)!r}: the ending {path.suffix!r} is none of {', '.join(_ENDINGS)}; say what it is with format "
+            "(--format)"
         )
     return form

@@ -97,7 +97,7 @@ class Reader:
             if self._encoding is not None:
                 encoding = _encoding.named(self._encoding, sample)
             elif (encoding := _encoding.guess(sample, _JSON_BROKEN if form == "jsonl" else _BROKEN)) != "utf-8":
-                self._note(f"{source.name} is not plain UTF-8: read as {encoding} (encoding= names another)")
+                self._note(f"{source.name} is not plain UTF-8: read as {encoding} (--encoding names another)")
             readers = {"text": self._whole, "lines": self._lines, "jsonl": self._jsonl}
             if form in readers:
                 yield from readers[form](source.name, file, encoding)
@@ -238,7 +238,7 @@ class Reader:
         if len(header) == 1:
             return header[0]
         raise ConfigurationError(
-            f"{name}: which column is the text? It has {', '.join(header)}: name it by text_column="
+            f"{name}: which column is the text? It has {', '.join(header)}: name it by text_column (--text-column)"
         )
 
     def _check(self, name: str, header: list[str]) -> None:
@@ -284,7 +284,9 @@ def _header(name: str, reader: Iterator[list[str]], encoding: str) -> list[str]:
     except csv.Error as exc:
         raise ConfigurationError(f"{name} cannot be read as CSV: {exc}") from exc
     if not all(map(_encoding.whole, header)):
-        raise ConfigurationError(f"{name}: bytes in its header that are not {encoding}; encoding= names another")
+        raise ConfigurationError(
+            f"{name}: bytes in its header that are not {encoding}; encoding (--encoding) names another"
+        )
     return [column.removeprefix("\ufeff") for column in header]
 
 

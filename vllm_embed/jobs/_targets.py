@@ -75,7 +75,7 @@ def file_target(output: str | os.PathLike[str]) -> Target:
     def exists() -> bool:
         return any(file.is_file() or (file.is_dir() and any(file.iterdir())) for file in files)
 
-    return Target(str(output), path, make, exists, lambda: remove(*files), {"python": _OPENING[form].format(path)})
+    return Target(str(output), path, make, exists, lambda: remove(*files), {"Python": _OPENING[form].format(path)})
 
 
 def refuse_own(sources: Sequence[Source], target: Target, rejects: str | os.PathLike[str] | None) -> None:
@@ -103,7 +103,7 @@ def remove(*paths: Path) -> None:
 
 
 _OPENING = {
-    ".parquet": 'rows = pandas.read_parquet("{}")',
-    ".jsonl": 'rows = pandas.read_json("{}", lines=True)',
-    ".npy": 'vectors = numpy.load("{}")',
+    ".parquet": 'import pandas\n\nrows = pandas.read_parquet("{}")',
+    ".jsonl": 'import pandas\n\nrows = pandas.read_json("{}", lines=True)',
+    ".npy": 'import numpy\n\nvectors = numpy.load("{}")',
 }
