@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, Self
+
+from tqdm import tqdm
 
 from vllm_embed import _text
 from vllm_embed._dispatch import Dispatcher
@@ -11,9 +14,10 @@ from vllm_embed._engine import Engine
 from vllm_embed._job import Job, refusal
 from vllm_embed._server import Server
 from vllm_embed.errors import InvalidInputError
+from vllm_embed.info import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from vllm_embed._backend import Backend
     from vllm_embed.settings import Kind, Settings
 
-__all__ = ["PROBE", "Core", "listed"]
+__all__ = ["PROBE", "Core", "bar_of", "listed"]
 
 PROBE = "a"
 """Any text: its vector tells the dimension."""
@@ -98,10 +102,33 @@ class Core:
             on_rows=on_rows,
         )
 
+    def stats(self) -> Stats:
+        """Counters of all that share it."""
+        counters = self.dispatcher.counters
+        return Stats(
+            texts=counters.texts,
+            requests=counters.requests,
+            retries=counters.retries,
+            prompt_tokens=counters.prompt_tokens,
+            in_flight=counters.in_flight,
+            most_in_flight=counters.most_in_flight,
+            endpoints=self.backend.traffic(),
+        )
+
     def seen(self, vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
         """The rows that the caller asked for; their width is remembered."""
         self.dimension = vectors.shape[1]
         return vectors[:count]
+
+
+@contextlib.contextmanager
+def bar_of(settings: Settings, total: int | None, kind: Kind) -> Iterator[Callable[[int], object] | None]:
+    """A progress bar where `show_progress` asks for one: what to tell of rows that are done."""
+    if not settings.show_progress or kind == "query":
+        yield None
+        return
+    with tqdm(total=total, unit="doc", desc="embedding") as bar:
+        yield bar.update
 
 
 def listed(texts: Iterable[str]) -> Sequence[Any]:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from vllm_embed import _address, _wire
 from vllm_embed._backend import About, Failed, Limits
 from vllm_embed._http import Http
 from vllm_embed._replicas import Replica, Replicas
+from vllm_embed._tokens import Tokens
 from vllm_embed.errors import (
     BadReplyError,
     ConfigurationError,
@@ -70,7 +70,7 @@ class Server:
         self._lengths: dict[str, int | None] = {}
         self._model = settings.model
         self._version: str | None = None
-        self._limit = 0
+        self._tokens = Tokens(settings, self._http, self.replicas, self.model, self._refusal)
         self._asking = threading.Lock()
 
     @property
@@ -276,46 +276,11 @@ class Server:
         Raises:
             VLLMEmbedError: no replica answers `/tokenize`; a gateway may hide it.
         """
-        return int(self._tokenized(text)["count"])
+        return self._tokens.count(text)
 
     def limit(self) -> int:
         """Most tokens of one text, special ones included; known for LoRA too, unlike in `/v1/models`."""
-        if not self._limit:
-            self._limit = int(self._tokenized("a")["max_model_len"])
-        return self._limit
-
-    def _tokenized(self, text: str) -> dict[str, Any]:
-        body = orjson.dumps({"model": self.model(), "prompt": text})
-        retrying = Retrying(
-            retry=retry_if_exception_type((ServerUnreachableError, ServerTimeoutError)),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
-            stop=stop_after_attempt(self._settings.max_retries + 1) | stop_after_delay(self._settings.retry_deadline),
-            reraise=True,
-        )
-        return retrying(self._tokenize, body)
-
-    def _tokenize(self, body: bytes) -> dict[str, Any]:
-        replica = min(self.replicas.all, key=lambda r: (r.out_until, r.in_a_row, r.in_flight))
-        url = f"{replica.address.root}/tokenize"
-        try:
-            answer = self._http.exchange("POST", replica.address, url, body)
-        except (ServerUnreachableError, ServerTimeoutError):
-            replica.in_a_row += 1
-            raise
-        if answer.status == 404:
-            raise ModelNotFoundError(
-                f'{url} answers 404, so long_text="chunk" cannot count tokens there: let the gateway '
-                'pass /tokenize on, or use long_text="truncate"',
-                endpoint=replica.address.url,
-                status=404,
-            )
-        if answer.status != 200:
-            raise self._refusal(answer, ())
-        with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
-            reply: dict[str, Any] = orjson.loads(answer.content)
-            if reply["count"] >= 0 and reply["max_model_len"] > 0:
-                return reply
-        raise BadReplyError(f"{url} does not answer as vLLM does", endpoint=replica.address.url)
+        return self._tokens.limit()
 
     def _patience(self) -> float:
         return min(_ASK_S, self._settings.timeout)

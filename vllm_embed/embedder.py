@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from vllm_embed import _stream, _text
-from vllm_embed._core import PROBE, Core, listed
+from vllm_embed._core import PROBE, Core, bar_of, listed
 from vllm_embed._identity import Identity
 from vllm_embed._job import refusal
 from vllm_embed.errors import ClosedError, ConfigurationError
@@ -19,7 +17,7 @@ from vllm_embed.info import Block, ServerInfo, Stats
 from vllm_embed.settings import Kind, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -88,7 +86,7 @@ class Embedder:
         """
         self._check_call(kind)
         texts = listed(texts)
-        with self._bar(len(texts), kind) as bar:
+        with bar_of(self._settings, len(texts), kind) as bar:
             if not texts:
                 return self._nothing()
             self._settle()
@@ -102,7 +100,7 @@ class Embedder:
         """`embed`, awaited: the event loop runs on meanwhile. Once cancelled, no new request goes out for it."""
         self._check_call(kind)
         texts = listed(texts)
-        with self._bar(len(texts), kind) as bar:
+        with bar_of(self._settings, len(texts), kind) as bar:
             if not texts:
                 return self._nothing()
             if not self._identity.settled:
@@ -149,7 +147,7 @@ class Embedder:
     def _blocks(self, texts: Iterator[str], kind: Kind, on_error: OnError, prompt: str | None) -> Iterator[Block]:
         self._settle()
         prompt = self._identity.prompt(kind, prompt)
-        with self._bar(None, kind) as bar:
+        with bar_of(self._settings, None, kind) as bar:
 
             def make(block: list[str]) -> Job:
                 return self._core.job(block, self._settings, kind, prompt, on_rows=bar, rows=True)
@@ -242,16 +240,7 @@ class Embedder:
 
     def stats(self) -> Stats:
         """Counters since the start, siblings included."""
-        counters = self._core.dispatcher.counters
-        return Stats(
-            texts=counters.texts,
-            requests=counters.requests,
-            retries=counters.retries,
-            prompt_tokens=counters.prompt_tokens,
-            in_flight=counters.in_flight,
-            most_in_flight=counters.most_in_flight,
-            endpoints=self._core.backend.traffic(),
-        )
+        return self._core.stats()
 
     def with_prompts(self, *, query: str | None = _SAME, document: str | None = _SAME) -> Embedder:
         """A sibling with other prompts that shares connections, queue and bound. A prompt left out stays as it is.
@@ -318,11 +307,3 @@ class Embedder:
 
     def _nothing(self) -> NDArray[np.float32]:
         return np.empty((0, self._core.dimension), dtype=np.float32)
-
-    @contextlib.contextmanager
-    def _bar(self, total: int | None, kind: Kind) -> Iterator[Callable[[int], object] | None]:
-        if not self._settings.show_progress or kind == "query":
-            yield None
-            return
-        with tqdm(total=total, unit="doc", desc="embedding") as bar:
-            yield bar.update

@@ -15,7 +15,7 @@ import orjson
 from vllm_embed._extras import needs
 from vllm_embed.errors import ConfigurationError
 from vllm_embed.jobs import _encoding
-from vllm_embed.jobs._row import Reject, Row, sound
+from vllm_embed.jobs._row import Reject, Row, kind, sound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -143,7 +143,7 @@ class Reader:
                     yield Reject(name, number, None, f"no JSON: {exc}")
                     continue
             if not isinstance(value, dict):
-                yield Reject(name, number, None, f"no JSON object, but {_kind(value)}")
+                yield Reject(name, number, None, f"no JSON object, but {kind(value)}")
                 continue
             yield self.row(name, number, value)
 
@@ -207,7 +207,7 @@ class Reader:
         id_column = self._id or "id"
         key = values.get(id_column)
         if key is not None and (not isinstance(key, (str, int)) or isinstance(key, bool)):
-            return Reject(name, number, None, f"{id_column!r} is {_kind(key)}, not a string or an integer")
+            return Reject(name, number, None, f"{id_column!r} is {kind(key)}, not a string or an integer")
         if key is None or key == "":
             if self._id is not None:
                 return Reject(name, number, None, f"no {id_column!r}")
@@ -223,7 +223,7 @@ class Reader:
 
     def _row(self, name: str, number: int, key: str | None, text: Any, columns: dict[str, Any]) -> Row | Reject:
         if not isinstance(text, str):
-            return Reject(name, number, key, "no text" if text is None else f"the text is {_kind(text)}, not a string")
+            return Reject(name, number, key, "no text" if text is None else f"the text is {kind(text)}, not a string")
         if not text:
             return Reject(name, number, key, "no text: it is empty")
         return Row(sound(key) if key is not None else f"{sound(name)}:{number}", text, columns, name, number)
@@ -296,15 +296,3 @@ def _size(path: Path | None) -> int:
 
 def _told(key: str | int | None) -> str | None:
     return None if key is None else str(key)
-
-
-def _kind(value: object) -> str:
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        str: "a string",
-    }
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Reject", "Row", "sound"]
+__all__ = ["Reject", "Row", "kind", "sound"]
 
 
 class Row(NamedTuple):
@@ -39,3 +39,16 @@ def sound(value: Any) -> Any:
     if isinstance(value, dict):
         return {sound(name): sound(item) for name, item in value.items()}
     return value
+
+
+def kind(value: object) -> str:
+    """What a value is, in words for a reason."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "a string",
+    }
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
