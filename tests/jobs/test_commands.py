@@ -139,6 +139,13 @@ def test_the_environment_gives_address_and_key_and_an_option_goes_before_it() ->
     assert (found.base_url, found.api_key.get_secret_value()) == ("http://c/v1", "k")
 
 
+def test_a_server_of_the_environment_is_none_in_process() -> None:
+    env = {"VLLM_BASE_URL": "http://a:1/v1,http://b:1/v1", "VLLM_API_KEY": "secret"}
+    settings = settings_from("--in-process", "--model", "folder", env=env)
+    assert settings.in_process
+    assert settings.api_key is None
+
+
 @pytest.mark.parametrize("command", ["embed", "index", "search"])
 def test_help_is_the_manual_and_tells_no_key(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"VLLM_API_KEY": "a-secret", "COLUMNS": "200"})

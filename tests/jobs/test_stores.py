@@ -340,7 +340,7 @@ def test_a_spec_that_is_none_is_told_with_what_is_allowed(spec, collection, told
         ("qdrant", "qdrant_client", "qdrant"),
         ("lancedb", "lancedb", "lancedb"),
         ("faiss", "faiss", "faiss"),
-        ("faiss", "pyarrow", "faiss,jobs"),
+        ("faiss", "pyarrow", "faiss"),
     ],
 )
 def test_a_missing_package_names_its_extra(monkeypatch, kind, package, extra):

@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import json
+import os
 import types
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -167,6 +168,10 @@ def settings_of(options: dict[str, Any]) -> dict[str, Any]:
     settings = {name: options.pop(name) for name in list(options) if name in Settings.model_fields}
     if urls := settings.get("base_url"):
         settings["base_url"] = ",".join(urls)
+    if settings.get("in_process"):  # what the environment says of servers is no contradiction
+        for name, variable in _ENVIRONMENT.items():
+            if settings.get(name) == os.environ.get(variable):
+                settings.pop(name, None)
     if settings.get("unicode") == "none":
         settings["unicode"] = None
     if str(settings.get("verify")).lower() in ("false", "0", "no"):

@@ -85,8 +85,7 @@ def _placed(spec: str, collection: str) -> tuple[Store, Path]:
         raise ConfigurationError('a collection has a name, such as "documents"')
     for package in kind.needs:
         if importlib.util.find_spec(package) is None:
-            extra = f"{name},jobs" if package == "pyarrow" else name
-            raise ConfigurationError(f'{name} needs the package {package}: pip install "vllm-embed[{extra}]"')
+            raise ConfigurationError(f'{name} needs the package {package}: pip install "vllm-embed[{name}]"')
     if name == "qdrant" and re.match(r"https?://", address):
         path, place = _server(address, collection), None
     elif "://" in address:
