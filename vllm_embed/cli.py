@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vllm_embed._version import __version__
+from vllm_embed.commands.bench import bench
 from vllm_embed.commands.demo import demo
 from vllm_embed.commands.doctor import doctor
 from vllm_embed.commands.embed import embed
@@ -30,6 +31,7 @@ app.command()(doctor)
 app.command()(embed)
 app.command()(index)
 app.command()(search)
+app.command()(bench)
 
 
 def _show_version(asked: bool) -> None:
