@@ -67,7 +67,7 @@ fast: $(VENV)/.dev
 check: lint types fast
 
 live: $(VENV)/.dev
-	$(SHARE) VLLM_EMBED_REQUIRE_LIVE=1 $(BIN)/python -m pytest -m live -q
+	$(SHARE) VLLM_EMBED_REQUIRE_LIVE=1 $(BIN)/python -m pytest -m live -q --durations=12
 
 test: FAST := not live
 test: check live
