@@ -9,41 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _outputs import ENDINGS, rows_of
+from _sinks import WIDTH, close_what_was_opened, row, sink_at, vectors, write  # noqa: F401 - a fixture among them
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_embed.errors import OutputError
-from vllm_embed.jobs._row import Row
-from vllm_embed.jobs._targets import file_target
-
-WIDTH = 3
-_opened: list = []
-
-
-@pytest.fixture(autouse=True)
-def _close_what_was_opened():
-    yield
-    while _opened:
-        _opened.pop().close()
-
-
-def sink_at(path: Path, state: dict):
-    sink = file_target(path).make()
-    _opened.append(sink)
-    sink.open(state)
-    return sink
-
-
-def row(number: int, **columns) -> Row:
-    return Row(f"id{number}", f"text {number}", columns, "in.jsonl", number)
-
-
-def vectors(numbers, width: int = WIDTH) -> np.ndarray:
-    return np.array([[number + i / 8 for i in range(width)] for number in numbers], np.float32).reshape(-1, width)
-
-
-def write(sink, numbers, **columns) -> dict:
-    return sink.write([row(number, **columns) for number in numbers], vectors(numbers))
 
 
 def numbers_of(path: Path) -> list[int]:
